@@ -1,0 +1,415 @@
+"""The runner's fence around llama.cpp: everything that touches ctypes is here.
+
+Each wrapper allocates, calls, checks the code, raises a typed error and returns plain Python.
+Handles are opaque; whoever creates one frees it. Prototypes stand above the calls that
+llama_cpp does not bind itself. Source: llama.h, ggml.h and ggml-backend.h of the pinned build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NewType
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp as lib
+
+from localcascade.errors import NativeError
+
+ModelHandle = NewType("ModelHandle", int)
+ContextHandle = NewType("ContextHandle", int)
+VocabHandle = NewType("VocabHandle", int)
+SamplerHandle = NewType("SamplerHandle", int)
+
+LogSink = Callable[[int, str], None]
+"""Receives one message of llama.cpp: its level (a `LEVEL_` number) and its text."""
+
+LEVEL_DEBUG, LEVEL_INFO, LEVEL_WARNING, LEVEL_ERROR, LEVEL_CONTINUED = 4, 1, 2, 3, 5
+DEVICE_KINDS = ("cpu", "gpu", "igpu", "accelerator", "meta")
+
+_native: Any = lib._lib  # libllama; finds the symbols of the ggml libraries behind it too
+_keep_alive: dict[str, Any] = {}  # callbacks that C still points to
+
+
+# size_t ggml_backend_dev_count(void);
+_native.ggml_backend_dev_count.argtypes = []
+_native.ggml_backend_dev_count.restype = ctypes.c_size_t
+# ggml_backend_dev_t ggml_backend_dev_get(size_t index);
+_native.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+_native.ggml_backend_dev_get.restype = ctypes.c_void_p
+# const char * ggml_backend_dev_name(ggml_backend_dev_t device);
+_native.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
+_native.ggml_backend_dev_name.restype = ctypes.c_char_p
+# const char * ggml_backend_dev_description(ggml_backend_dev_t device);
+_native.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+_native.ggml_backend_dev_description.restype = ctypes.c_char_p
+# enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device);
+_native.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+_native.ggml_backend_dev_type.restype = ctypes.c_int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device that the build can compute on."""
+
+    name: str
+    description: str
+    kind: str
+    """One of DEVICE_KINDS."""
+
+
+# ---- the library -----------------------------------------------------------------------------
+
+
+def set_log(sink: LogSink) -> None:
+    """Send every message of llama.cpp and ggml to `sink` from now on.
+
+    Args:
+        sink: Called in whichever thread logs; must not raise.
+    """
+
+    def receive(level: int, text: bytes | None, _user_data: object) -> None:
+        sink(level, (text or b"").decode("utf-8", "replace"))
+
+    callback = lib.llama_log_callback(receive)
+    lib.llama_log_set(callback, None)
+    _keep_alive["log"] = callback
+
+
+def start_backend() -> None:
+    """Make the backends known; to be called once, before anything else but set_log."""
+    lib.llama_backend_init()
+
+
+def list_devices() -> tuple[Device, ...]:
+    """List the devices of this build, in ggml's order.
+
+    Returns:
+        Name, description and kind of each.
+    """
+    pointers = (_native.ggml_backend_dev_get(i) for i in range(_native.ggml_backend_dev_count()))
+    return tuple(
+        Device(
+            name=_native.ggml_backend_dev_name(pointer).decode("utf-8", "replace"),
+            description=_native.ggml_backend_dev_description(pointer).decode("utf-8", "replace"),
+            kind=DEVICE_KINDS[_native.ggml_backend_dev_type(pointer)],
+        )
+        for pointer in pointers
+    )
+
+
+# ---- models ----------------------------------------------------------------------------------
+
+
+def load_model(
+    path: Path, *, n_gpu_layers: int, use_mmap: bool, on_progress: Callable[[float], bool]
+) -> ModelHandle:
+    """Load a GGUF.
+
+    Args:
+        path: The file.
+        n_gpu_layers: Layers to put on the GPU; -1 is all.
+        use_mmap: Map the file instead of reading it.
+        on_progress: Called with the share done, 0 to 1; False stops the load.
+
+    Returns:
+        A handle for free_model.
+
+    Raises:
+        NativeError: llama.cpp refused the file; why is in its log.
+    """
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = n_gpu_layers
+    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+    params.progress_callback = lib.llama_progress_callback(lambda share, _: on_progress(share))
+    model = lib.llama_model_load_from_file(bytes(path), params)
+    if not model:
+        raise NativeError("llama_model_load_from_file", 0)
+    return ModelHandle(model)
+
+
+def free_model(model: ModelHandle) -> None:
+    """Free a model; its contexts must be gone."""
+    lib.llama_model_free(model)
+
+
+def get_vocab(model: ModelHandle) -> VocabHandle:
+    """Get a model's vocabulary, which lives as long as the model."""
+    return VocabHandle(lib.llama_model_get_vocab(model))
+
+
+def get_n_ctx_train(model: ModelHandle) -> int:
+    """Get the context length that the model was trained for, in tokens."""
+    return int(lib.llama_model_n_ctx_train(model))
+
+
+def read_metadata(model: ModelHandle) -> dict[str, str]:
+    """Read the model's scalar metadata as text.
+
+    Returns:
+        key -> value, as llama.cpp prints it. Arrays are not for reading here.
+    """
+    count = lib.llama_model_meta_count(model)
+    keys = (_read_string(lib.llama_model_meta_key_by_index, model, i) for i in range(count))
+    values = (_read_string(lib.llama_model_meta_val_str_by_index, model, i) for i in range(count))
+    return dict(zip(keys, values, strict=True))
+
+
+def _read_string(call: Any, *arguments: object) -> str:
+    """Run a call that fills (char * buf, size_t size) and returns the whole length, or -1."""
+    length = call(*arguments, None, 0)
+    if length < 0:
+        raise NativeError(call.__name__, length)
+    buffer = ctypes.create_string_buffer(length + 1)
+    call(*arguments, buffer, length + 1)
+    return buffer.value.decode("utf-8", "replace")
+
+
+# ---- vocabulary ------------------------------------------------------------------------------
+
+
+def get_n_vocab(vocab: VocabHandle) -> int:
+    """Count the tokens of a vocabulary."""
+    return int(lib.llama_vocab_n_tokens(vocab))
+
+
+def get_bos(vocab: VocabHandle) -> int:
+    """Get the id of the beginning-of-sequence token, -1 if there is none."""
+    return int(lib.llama_vocab_bos(vocab))
+
+
+def get_eos(vocab: VocabHandle) -> int:
+    """Get the id of the end-of-sequence token, -1 if there is none."""
+    return int(lib.llama_vocab_eos(vocab))
+
+
+def is_eog(vocab: VocabHandle, token: int) -> bool:
+    """Tell whether a token ends a generation."""
+    return bool(lib.llama_vocab_is_eog(vocab, token))
+
+
+def find_special_tokens(vocab: VocabHandle) -> tuple[list[int], list[int]]:
+    """Find the tokens that are more than text.
+
+    Returns:
+        Ids of the CONTROL tokens, ids of the USER_DEFINED ones; both ascending.
+    """
+    attributes = [lib.llama_vocab_get_attr(vocab, token) for token in range(get_n_vocab(vocab))]
+    control, user_defined = (
+        [token for token, attribute in enumerate(attributes) if attribute & wanted]
+        for wanted in (lib.LLAMA_TOKEN_ATTR_CONTROL, lib.LLAMA_TOKEN_ATTR_USER_DEFINED)
+    )
+    return control, user_defined
+
+
+def read_piece(vocab: VocabHandle, token: int) -> bytes:
+    """Read the bytes a token stands for; special tokens give their own text.
+
+    Args:
+        vocab: The vocabulary.
+        token: Its id, checked by the caller to be in the vocabulary.
+
+    Returns:
+        Bytes, which may be a part of a UTF-8 character.
+
+    Raises:
+        NativeError: The call failed.
+    """
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = lib.llama_token_to_piece(vocab, token, buffer, size, 0, True)
+        if length >= 0:
+            return buffer.raw[:length]
+        if -length <= size:
+            raise NativeError("llama_token_to_piece", length)
+        size = -length
+
+
+def tokenize(vocab: VocabHandle, text: bytes, *, parse_special: bool) -> list[int]:
+    """Cut text into tokens, adding none at the ends.
+
+    Args:
+        vocab: The vocabulary.
+        text: UTF-8.
+        parse_special: Let the text of a control token become that token.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        NativeError: The call failed.
+    """
+    room = len(text) + 16
+    while True:
+        tokens = (ctypes.c_int32 * room)()
+        n_tokens = lib.llama_tokenize(vocab, text, len(text), tokens, room, False, parse_special)
+        if n_tokens >= 0:
+            return tokens[:n_tokens]
+        if -n_tokens <= room or n_tokens == -(2**31):
+            raise NativeError("llama_tokenize", n_tokens)
+        room = -n_tokens
+
+
+# ---- contexts --------------------------------------------------------------------------------
+
+
+def create_context(
+    model: ModelHandle, *, n_ctx: int, n_batch: int, n_threads: int
+) -> ContextHandle:
+    """Create a context of one sequence.
+
+    Args:
+        model: The model.
+        n_ctx: Length in tokens; llama.cpp rounds it up.
+        n_batch: Most tokens of one decode call.
+        n_threads: CPU threads, for prompts and generation alike.
+
+    Returns:
+        A handle for free_context.
+
+    Raises:
+        NativeError: It could not be created, most often for want of memory.
+    """
+    params = lib.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_batch
+    params.n_threads = params.n_threads_batch = n_threads
+    params.n_seq_max = 1
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise NativeError(
+            "llama_init_from_model", 0, "Most often memory: start with a smaller --ctx."
+        )
+    return ContextHandle(context)
+
+
+def free_context(context: ContextHandle) -> None:
+    """Free a context."""
+    lib.llama_free(context)
+
+
+def get_n_ctx(context: ContextHandle) -> int:
+    """Get the length of a context in tokens, as llama.cpp rounded it."""
+    return int(lib.llama_n_ctx(context))
+
+
+def clear_memory(context: ContextHandle) -> None:
+    """Forget every token, and zero the buffers."""
+    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+
+
+def remove_tail(context: ContextHandle, position: int) -> bool:
+    """Forget the tokens from a position on.
+
+    Args:
+        context: The context.
+        position: First position to forget.
+
+    Returns:
+        False if this kind of memory cannot rewind; nothing was changed then.
+    """
+    return bool(lib.llama_memory_seq_rm(lib.llama_get_memory(context), 0, position, -1))
+
+
+class Batch:
+    """Room for the tokens of one decode call; all of sequence 0.
+
+    Args:
+        n_batch: Most tokens it holds.
+    """
+
+    def __init__(self, n_batch: int) -> None:
+        self._batch: Any = lib.llama_batch_init(n_batch, 0, 1)
+        self.token = np.ctypeslib.as_array(self._batch.token, (n_batch,))
+        self.position = np.ctypeslib.as_array(self._batch.pos, (n_batch,))
+        self.wants_logits = np.ctypeslib.as_array(self._batch.logits, (n_batch,))
+        for i in range(n_batch):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+
+    def decode(
+        self, context: ContextHandle, tokens: Sequence[int], position: int, *, all_logits: bool
+    ) -> None:
+        """Run the model over tokens that follow what is in the context.
+
+        Args:
+            context: The context.
+            tokens: At most n_batch ids.
+            position: Of the first one.
+            all_logits: Compute logits for every token, not just the last.
+
+        Raises:
+            NativeError: The call failed; what the context holds is unknown then.
+        """
+        n_tokens = len(tokens)
+        self.token[:n_tokens] = tokens
+        self.position[:n_tokens] = np.arange(position, position + n_tokens)
+        self.wants_logits[:n_tokens] = all_logits
+        self.wants_logits[n_tokens - 1] = True
+        self._batch.n_tokens = n_tokens
+        code = lib.llama_decode(context, self._batch)
+        if code != 0:
+            raise NativeError("llama_decode", code)
+
+    def free(self) -> None:
+        """Free the room; the batch must not be used again."""
+        lib.llama_batch_free(self._batch)
+
+
+def read_logits(context: ContextHandle, n_rows: int, n_vocab: int) -> npt.NDArray[np.float32]:
+    """Copy the logits of the last decode call.
+
+    Args:
+        context: The context.
+        n_rows: How many tokens asked for logits.
+        n_vocab: Size of the vocabulary.
+
+    Returns:
+        float32 [n_rows, n_vocab].
+    """
+    return np.ctypeslib.as_array(lib.llama_get_logits(context), (n_rows, n_vocab)).copy()
+
+
+# ---- samplers --------------------------------------------------------------------------------
+
+_SAMPLERS: dict[str, Callable[..., Any]] = {
+    "greedy": lib.llama_sampler_init_greedy,
+    "top_k": lib.llama_sampler_init_top_k,
+    "top_p": lambda p: lib.llama_sampler_init_top_p(p, 1),
+    "min_p": lambda p: lib.llama_sampler_init_min_p(p, 1),
+    "temperature": lib.llama_sampler_init_temp,
+    "draw": lib.llama_sampler_init_dist,
+}
+
+
+def create_sampler(steps: Sequence[tuple[str, tuple[float, ...]]]) -> SamplerHandle:
+    """Build a chain of C samplers.
+
+    Args:
+        steps: Names of `greedy, top_k, top_p, min_p, temperature, draw` with their arguments,
+            in order; the last one must choose (greedy or draw).
+
+    Returns:
+        A handle for free_sampler.
+    """
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    for name, arguments in steps:
+        lib.llama_sampler_chain_add(chain, _SAMPLERS[name](*arguments))
+    return SamplerHandle(chain)
+
+
+def free_sampler(sampler: SamplerHandle) -> None:
+    """Free a chain and its samplers."""
+    lib.llama_sampler_free(sampler)
+
+
+def sample(sampler: SamplerHandle, context: ContextHandle) -> int:
+    """Choose a token from the last row of logits, and tell the chain.
+
+    Returns:
+        The token's id.
+    """
+    return int(lib.llama_sampler_sample(sampler, context, -1))

@@ -1,0 +1,107 @@
+"""What the installed llama.cpp is and can compute on, asked in a process that may die of the question.
+
+A library built for another processor or another driver kills whoever loads it; `doctor` must
+live to say so.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+from localcascade.errors import EngineDied
+
+# llama-cpp-python tells its own version only; these are the commits its sources carry.
+VENDORED_COMMITS = {"0.3.36": "0c1e57098"}
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One device that the build can compute on."""
+
+    name: str
+    description: str
+    kind: str
+    """cpu, gpu, igpu, accelerator or meta."""
+
+
+@dataclass(frozen=True)
+class Backends:
+    """The build of llama.cpp that is installed."""
+
+    binding_version: str
+    """Of llama-cpp-python."""
+    commit: str
+    """Of llama.cpp; empty for a version of the binding that we do not know."""
+    features: str
+    """llama.cpp's own line about the processor features it was built for."""
+    devices: tuple[Backend, ...]
+
+    @property
+    def has_gpu(self) -> bool:
+        """True if a GPU can be computed on."""
+        return any(device.kind in ("gpu", "igpu") for device in self.devices)
+
+
+def describe_backends() -> Backends:
+    """Load llama.cpp in a process of its own and ask it.
+
+    Raises:
+        EngineDied: It is not installed, cannot be loaded, or killed that process.
+    """
+    command = [sys.executable, "-m", "localcascade.engine.backends"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineDied(f"llama.cpp gave no answer within {_TIMEOUT_S:.0f} s") from error
+    if done.returncode != 0:
+        raise EngineDied(_explain_death(done.returncode, done.stderr), log_tail=done.stderr[-4000:])
+    return parse_answer(done.stdout)
+
+
+def parse_answer(text: str) -> Backends:
+    """Read what the other process wrote; the last line counts, as drivers print greetings.
+
+    Raises:
+        EngineDied: It is not what we write.
+    """
+    try:
+        answer = json.loads(text.strip().splitlines()[-1])
+        devices = tuple(Backend(**device) for device in answer.pop("devices"))
+        return Backends(**answer, devices=devices)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise EngineDied("llama.cpp gave an answer that cannot be read", log_tail=text) from error
+
+
+def _explain_death(code: int, log: str) -> str:
+    if code < 0:
+        return f"loading llama.cpp ended the process with signal {-code}"
+    lines = log.strip().splitlines()
+    return f"llama.cpp cannot be loaded: {lines[-1] if lines else f'exit code {code}'}"
+
+
+def _ask_llama() -> Backends:
+    from importlib.metadata import version
+
+    from llama_cpp import llama_cpp
+
+    from localcascade.engine import _llama
+
+    _llama.set_log(lambda _level, _text: None)
+    _llama.start_backend()
+    binding_version = version("llama-cpp-python")
+    return Backends(
+        binding_version=binding_version,
+        commit=VENDORED_COMMITS.get(binding_version, ""),
+        features=llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
+        devices=tuple(Backend(**asdict(device)) for device in _llama.list_devices()),
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_ask_llama())))

@@ -1,0 +1,123 @@
+"""A GGUF loaded by llama.cpp, with one context; lives in the worker only."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from localcascade.engine import _llama
+from localcascade.engine.vocabulary import Vocabulary
+from localcascade.engine.wire import LoadOptions, ModelInfo
+from localcascade.errors import ModelFileError, NativeError
+
+DEFAULT_N_CTX = 8192
+N_BATCH = 512
+"""Tokens of a micro-batch: progress is told, and cancelling heard, between two of them."""
+
+
+class Log:
+    """Passes llama.cpp's messages on to stderr, and keeps the errors among them."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=8)
+        self._level = _llama.LEVEL_INFO
+
+    def write(self, level: int, text: str) -> None:
+        """Take one message; those for llama.cpp's own developers are dropped."""
+        self._level = self._level if level == _llama.LEVEL_CONTINUED else level
+        if self._level == _llama.LEVEL_DEBUG:
+            return
+        os.write(2, text.encode("utf-8", "replace"))
+        if level == _llama.LEVEL_ERROR:
+            self.errors.append(text.strip())
+
+
+class Model:
+    """A loaded model with its vocabulary, its metadata and one context.
+
+    Args:
+        path: The GGUF.
+        options: How to load it.
+        log: Where llama.cpp's messages go.
+        on_progress: Called with the share of the weights loaded, 0 to 1.
+
+    Raises:
+        ModelFileError: llama.cpp refuses the file; its own words are in the message.
+        NativeError: The context could not be created.
+    """
+
+    def __init__(
+        self, path: Path, options: LoadOptions, log: Log, on_progress: Callable[[float], None]
+    ) -> None:
+        started_s = time.perf_counter()
+        devices = _llama.list_devices()
+        self._model = _load(path, options, devices, log, on_progress)
+        n_ctx_train = _llama.get_n_ctx_train(self._model)
+        self.context = _llama.create_context(
+            self._model,
+            n_ctx=options.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
+            n_batch=N_BATCH,
+            n_threads=options.n_threads or count_threads(),
+        )
+        self.vocabulary = Vocabulary(_llama.get_vocab(self._model))
+        self.metadata = _llama.read_metadata(self._model)
+        self.info = ModelInfo(
+            name=self.metadata.get("general.name") or path.stem,
+            n_ctx=_llama.get_n_ctx(self.context),
+            n_ctx_train=n_ctx_train,
+            n_vocab=self.vocabulary.n_tokens,
+            load_s=time.perf_counter() - started_s,
+            devices=tuple(f"{device.name} ({device.description})" for device in devices),
+        )
+
+
+def count_threads() -> int:
+    """Count the physical cores that this process may use: more threads make ggml slower."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, min(physical, len(os.sched_getaffinity(0))))
+    return physical
+
+
+def choose_gpu_layers(wanted: int | None, devices: tuple[_llama.Device, ...]) -> int:
+    """Choose how many layers go to the GPU: as wanted, else all if the build knows one.
+
+    Returns:
+        A count; -1 is all.
+    """
+    if wanted is not None:
+        return wanted
+    return -1 if any(device.kind in ("gpu", "igpu") for device in devices) else 0
+
+
+def _load(
+    path: Path,
+    options: LoadOptions,
+    devices: tuple[_llama.Device, ...],
+    log: Log,
+    on_progress: Callable[[float], None],
+) -> _llama.ModelHandle:
+    def tell(share: float) -> bool:
+        on_progress(share)
+        return True
+
+    log.errors.clear()
+    try:
+        return _llama.load_model(
+            path,
+            n_gpu_layers=choose_gpu_layers(options.n_gpu_layers, devices),
+            use_mmap=options.use_mmap,
+            on_progress=tell,
+        )
+    except NativeError as exc:
+        reason = log.errors[0] if log.errors else "no reason was given"
+        raise ModelFileError(
+            path,
+            f"llama.cpp refuses it: {reason}",
+            hint="Convert or download the file again; `localcascade inspect` shows what is in it.",
+        ) from exc

@@ -1,0 +1,259 @@
+"""One worker process, seen from the client: started, spoken to, listened to, buried."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localcascade.engine.wire import Channel, Frame, decode_error
+from localcascade.errors import EngineDied
+
+STOP_LIMIT_S = 3.0
+LOG_TAIL_LINES = 20
+LOG_TAIL_BYTES = 16384
+
+# -P keeps the working directory off the import path: whatever lies there must not run here.
+_BOOT = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from localcascade.engine.worker import main; main()"
+)
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of a worker process."""
+
+    error: EngineDied
+    is_asked: bool
+    """It was stopped by its own client."""
+
+
+Answer = tuple[Frame, bytearray] | Death
+"""A frame with its payload, or the reason why none will come."""
+Deliver = Callable[[Answer], None]
+"""Takes the answers to one request; called in the listening thread, so it must not block."""
+
+
+class WorkerProcess:
+    """A running worker.
+
+    It has a session of its own, so that a terminal's Ctrl-C reaches only the client, and a
+    nameless file for its stdout and stderr, so that nothing is left behind, whoever dies.
+
+    Args:
+        on_death: Called once if the process ends without being asked to.
+    """
+
+    def __init__(self, on_death: Callable[[], None]) -> None:
+        self._on_death = on_death
+        self._log = tempfile.TemporaryFile()
+        self._lock = threading.Lock()
+        self._deliveries: dict[int, Deliver] = {}
+        self._numbers = itertools.count(1)
+        self._is_asked = False
+        self.death: Death | None = None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = self._start(theirs.fileno())
+        self._channel = Channel(ours)
+        self._listener = threading.Thread(target=self._listen, name="engine", daemon=True)
+        self._listener.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def request(self, deliver: Deliver, op: str, **fields: Any) -> int:
+        """Send a request.
+
+        Args:
+            deliver: Takes its answers, and the worker's death.
+            op: What to do.
+            **fields: Plain data.
+
+        Returns:
+            The request's number, for cancel.
+
+        Raises:
+            TypeError: A field is not plain data.
+        """
+        number = next(self._numbers)
+        with self._lock:
+            self._deliveries[number] = deliver
+            death = self.death
+        if death is not None:
+            deliver(death)
+            return number
+        with contextlib.suppress(OSError):  # it is dying: the listener will tell
+            self._channel.send({"id": number, "op": op, **fields})
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Stop a request if it is running, and take no more answers to it."""
+        with self._lock:
+            self._deliveries.pop(number, None)
+        with contextlib.suppress(OSError):
+            self._channel.send({"id": number, "op": "cancel"})
+
+    def ask(
+        self,
+        op: str,
+        *,
+        on_frame: Callable[[Frame], None] | None = None,
+        silence_limit_s: float | None = None,
+        **fields: Any,
+    ) -> tuple[Frame, bytearray]:
+        """Send a request and wait for its result.
+
+        Args:
+            op: What to do.
+            on_frame: Takes the frames before the result.
+            silence_limit_s: Longest wait for the next frame; None waits for ever.
+            **fields: Plain data.
+
+        Returns:
+            The result and its payload.
+
+        Raises:
+            CascadeError: What the worker answered.
+            ValueError: The same, for misuse.
+            EngineDied: It died.
+            queue.Empty: It was silent for too long.
+        """
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        number = self.request(answers.put, op, **fields)
+        try:
+            while True:
+                frame, payload = _open(answers.get(timeout=silence_limit_s))
+                if frame["kind"] == "result":
+                    return frame, payload
+                if on_frame is not None:
+                    on_frame(frame)
+        finally:
+            self.cancel(number)
+
+    def stop(self) -> None:
+        """End the process: hang up, which it obeys at once, and kill it if it does not."""
+        self._is_asked = True
+        self._channel.close()
+        try:
+            self._process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._listener.join(STOP_LIMIT_S)
+
+    def kill(self) -> None:
+        """End a process that does not listen."""
+        self._is_asked = True
+        self._process.kill()
+
+    def read_log_tail(self) -> str:
+        """Read the last lines of the worker's log."""
+        descriptor = self._log.fileno()
+        size = os.fstat(descriptor).st_size
+        # pread: the worker writes through the same file position.
+        data = os.pread(descriptor, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
+        return "\n".join(data.decode("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:])
+
+    def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-c", _BOOT, str(_ROOT), str(descriptor)]
+        return subprocess.Popen(
+            [*command, str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=(descriptor,),
+            start_new_session=True,
+            # A failed assertion of ggml would start a debugger for its backtrace.
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+
+    def _listen(self) -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                frame, payload = self._channel.receive()
+                with self._lock:
+                    deliver = self._deliveries.get(frame["id"])
+                if deliver is not None:
+                    deliver((frame, payload))
+        self._bury()
+
+    def _bury(self) -> None:
+        """Wait for the end of the process and tell everyone who still waits for answers."""
+        code = self._process.wait()
+        tail = self.read_log_tail()
+        self._log.close()
+        with self._lock:
+            self.death = Death(describe_death(code, tail, self._is_asked), self._is_asked)
+            waiting = list(self._deliveries.values())
+        if not self._is_asked and code != 0:
+            self._on_death()
+        for deliver in waiting:
+            deliver(self.death)
+
+
+def describe_death(code: int, log_tail: str, is_asked: bool) -> EngineDied:
+    """Put the end of a worker in words.
+
+    Args:
+        code: Exit status as subprocess gives it: negative is a signal.
+        log_tail: Its last lines.
+        is_asked: Its own client stopped it.
+
+    Returns:
+        The error for whoever waits for answers.
+    """
+    if is_asked:
+        return EngineDied("the engine was closed", log_tail=log_tail)
+    if code == -signal.SIGKILL:
+        return EngineDied(
+            "the engine was killed",
+            log_tail=log_tail,
+            hint="If nobody did it, memory ran out: a smaller --ctx or quantization needs less.",
+        )
+    manner = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    reason = find_reason(log_tail)
+    return EngineDied(
+        f"the engine ended {manner}: {reason}" if reason else f"the engine ended {manner}",
+        log_tail=log_tail,
+        hint="The model file may be damaged: convert or download it again.",
+    )
+
+
+def find_reason(log_tail: str) -> str:
+    """Find the line that says why: the last one before the fault handler's own.
+
+    Returns:
+        The line, empty if there is none.
+    """
+    words, _, _ = log_tail.partition("Fatal Python error")
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _open(answer: Answer) -> tuple[Frame, bytearray]:
+    """Take an answer that is neither a death nor an error.
+
+    Raises:
+        EngineDied: The worker is dead.
+        Exception: The error that the worker answered.
+    """
+    if isinstance(answer, Death):
+        raise answer.error
+    if answer[0]["kind"] == "error":
+        raise decode_error(answer[0]["error"])
+    return answer

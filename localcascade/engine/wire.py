@@ -1,0 +1,197 @@
+"""What client and worker say to each other: frames of plain data over a socket.
+
+A frame is a JSON header and, for arrays, bytes behind it. Nothing that runs code on reading
+(no pickle) crosses, for the worker reads files that nobody vouches for.
+
+client -> worker   {id, op: load | chat | render | tokenize | logits | cancel, ...}
+worker -> client   {id, kind: progress | stage | event | result | error, ...}
+A request ends with a result, an error, or the event Done.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from localcascade import errors
+from localcascade.prompt import events
+
+Frame = dict[str, Any]
+
+_LENGTHS = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
+_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)  # a dead peer is an error, never a signal
+_EVENTS: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (events.PromptProgress, events.Delta, events.ToolCall, events.Done)
+}
+_ERRORS: dict[str, type[Exception]] = {
+    cls.__name__: cls
+    for cls in (
+        errors.CascadeError,
+        errors.ModelFileError,
+        errors.TemplateError,
+        errors.ContextFull,
+        errors.NativeError,
+        ValueError,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model; None leaves it to the worker."""
+
+    n_ctx: int | None = None
+    """Context in tokens."""
+    n_threads: int | None = None
+    n_gpu_layers: int | None = None
+    """-1 is all."""
+    use_mmap: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a model once it is loaded."""
+
+    name: str
+    n_ctx: int
+    """Context in tokens, as llama.cpp rounded it."""
+    n_ctx_train: int
+    n_vocab: int
+    load_s: float
+    devices: tuple[str, ...]
+    """What the build can compute on, e.g. "CPU (AMD EPYC)"."""
+
+
+class Channel:
+    """One end of the socket; any thread may send, one may receive.
+
+    Args:
+        end: A connected stream socket, which the channel then owns.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._stream = end.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Send one frame.
+
+        Args:
+            header: Plain data: what JSON knows, mappings, tuples and paths.
+            payload: Raw bytes behind it.
+
+        Raises:
+            OSError: The other end is gone.
+            TypeError: The header holds something that is not plain data.
+        """
+        text = json.dumps(header, separators=(",", ":"), default=_make_plain).encode()
+        with self._lock:
+            self._socket.sendall(_LENGTHS.pack(len(text), len(payload)) + text, _SEND_FLAGS)
+            if payload:
+                self._socket.sendall(payload, _SEND_FLAGS)
+
+    def receive(self) -> tuple[Frame, bytearray]:
+        """Wait for one frame.
+
+        Returns:
+            Its header and its payload.
+
+        Raises:
+            EOFError: The other end is gone.
+        """
+        try:
+            n_header, n_payload = _LENGTHS.unpack(self._read(_LENGTHS.size))
+            header: Frame = json.loads(self._read(n_header))
+            return header, self._read(n_payload)
+        except (OSError, ValueError) as exc:
+            raise EOFError("the other end is gone") from exc
+
+    def close(self) -> None:
+        """Hang up; wakes whoever receives, on both ends."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the other end hung up first
+        finally:
+            self._socket.close()
+
+    def _read(self, n_bytes: int) -> bytearray:
+        data = bytearray(n_bytes)
+        if self._stream.readinto(data) != n_bytes:
+            raise EOFError("the other end is gone")
+        return data
+
+
+def encode_event(event: events.Event) -> Frame:
+    """Make plain data of an event.
+
+    Args:
+        event: Any but a Failed: what fails is told as an error.
+
+    Returns:
+        Its fields and its class's name under "event".
+    """
+    return {"event": type(event).__name__, **asdict(event)}
+
+
+def decode_event(frame: Frame) -> events.Event:
+    """Undo encode_event; keys that are no fields (id, kind) are dropped."""
+    fields = {key: value for key, value in frame.items() if key not in ("id", "kind", "event")}
+    if frame["event"] == "Done":
+        fields["usage"] = events.Usage(**fields["usage"])
+        fields["timings"] = events.Timings(**fields["timings"])
+    event: events.Event = _EVENTS[frame["event"]](**fields)
+    return event
+
+
+def encode_error(error: Exception) -> Frame:
+    """Make plain data of an error: a CascadeError with all its fields, or a ValueError."""
+    return {"type": type(error).__name__, "message": str(error), "fields": vars(error)}
+
+
+def decode_error(frame: Frame) -> Exception:
+    """Undo encode_error.
+
+    The class's own constructor is passed by: it would compose the message a second time.
+    """
+    cls = _ERRORS[frame["type"]]
+    error = cls.__new__(cls, frame["message"])
+    error.__dict__.update(frame["fields"])
+    return error
+
+
+def decode_chat_request(fields: Frame) -> events.ChatRequest:
+    """Undo encode_chat_request."""
+    return events.ChatRequest(
+        messages=tuple(fields["messages"]),
+        tools=tuple(fields["tools"]),
+        thinking=fields["thinking"],
+        sampling=events.Sampling(**fields["sampling"]),
+    )
+
+
+def encode_chat_request(request: events.ChatRequest) -> Frame:
+    """Make plain data of a chat request."""
+    return {
+        "messages": list(request.messages),
+        "tools": list(request.tools),
+        "thinking": request.thinking,
+        "sampling": asdict(request.sampling),
+    }
+
+
+def _make_plain(value: object) -> object:
+    """Turn what JSON does not know, yet is plain, into what it knows."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is not plain data, and cannot be sent to the engine")

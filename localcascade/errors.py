@@ -1,0 +1,110 @@
+"""Everything the runner can refuse, as one tree.
+
+CascadeError
+├── ConfigError        a file or a key of ours or the user's is wrong
+├── ModelNotFound      no model of that name is in the catalog, installed or on disk
+├── ModelFileError     a model file is damaged, or llama.cpp refuses it
+├── TemplateError      a chat template loops, calls, fails or is not Jinja
+├── DownloadError      a transfer failed
+│   └── OfflineError   the network is needed but must not be used
+├── OutOfBudget        it does not fit the memory
+├── ContextFull        the conversation does not fit the context
+├── NativeError        a llama.cpp call returned an error
+├── EngineDied         the worker process is gone
+└── ToolError          a tool failed
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CascadeError(Exception):
+    """Base of all errors of the runner.
+
+    Args:
+        message: What is wrong and where (file, tensor, key or byte), one sentence.
+        hint: What to do about it, one sentence; empty if there is nothing to do.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(CascadeError):
+    """A settings or catalog file is wrong; names the file and the key."""
+
+    def __init__(self, file: Path | str, key: str, problem: str, hint: str = "") -> None:
+        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}", hint)
+        self.file = file
+        self.key = key
+
+
+class ModelNotFound(CascadeError):
+    """No model of that name is in the catalog, installed or on disk."""
+
+
+class ModelFileError(CascadeError):
+    """A model file is damaged, or llama.cpp refuses it."""
+
+    def __init__(self, path: Path | str, problem: str, *, tensor: str = "", hint: str = "") -> None:
+        where = f"{path}: tensor {tensor}" if tensor else str(path)
+        super().__init__(f"{where}: {problem}", hint)
+        self.path = path
+        self.tensor = tensor
+
+
+class TemplateError(CascadeError):
+    """A chat template loops, calls what it must not, fails, or is not Jinja."""
+
+
+class DownloadError(CascadeError):
+    """A transfer failed."""
+
+
+class OfflineError(DownloadError):
+    """The network is needed but must not be used."""
+
+
+class OutOfBudget(CascadeError):
+    """It does not fit the memory; sizes in bytes."""
+
+    def __init__(self, message: str, *, need_bytes: int, have_bytes: int, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.need_bytes = need_bytes
+        self.have_bytes = have_bytes
+
+
+class ContextFull(CascadeError):
+    """The conversation does not fit the context; both counts in tokens."""
+
+    def __init__(self, need_tokens: int, have_tokens: int) -> None:
+        super().__init__(
+            f"the prompt has {need_tokens} tokens, the context holds {have_tokens}",
+            "Start with a larger --ctx, or shorten the conversation.",
+        )
+        self.need_tokens = need_tokens
+        self.have_tokens = have_tokens
+
+
+class NativeError(CascadeError):
+    """A llama.cpp call returned an error code."""
+
+    def __init__(self, call: str, code: int, hint: str = "") -> None:
+        super().__init__(f"{call} returned {code}", hint)
+        self.call = call
+        self.code = code
+
+
+class EngineDied(CascadeError):
+    """The worker process is gone; `log_tail` holds its last lines."""
+
+    def __init__(self, message: str, *, log_tail: str = "", hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.log_tail = log_tail
+
+
+class ToolError(CascadeError):
+    """A tool failed."""

@@ -1,0 +1,178 @@
+"""What this machine has, found without llama.cpp: memory, processors, disk, GPUs, compilers.
+
+The functions that read text are pure; those that fetch it never raise and never wait long.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Vendor = Literal["NVIDIA", "AMD", "Apple"]
+
+_TIMEOUT_S = 5.0
+_AMD_VENDOR_ID = 4098
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory, as far as this process may use it."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that the system knows, whether or not llama.cpp can use it."""
+
+    vendor: Vendor
+    name: str
+    memory_bytes: int | None
+    """None where it cannot be told without the vendor's tools."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program on the path."""
+
+    path: str
+    version: str
+    """The first line it prints about itself; empty if it says nothing."""
+
+
+def read_memory() -> Memory:
+    """Read main memory, or the container's limit where that is lower."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit_bytes = parse_memory_limit(_read_text(Path("/sys/fs/cgroup/memory.max")))
+    used_bytes = parse_memory_limit(_read_text(Path("/sys/fs/cgroup/memory.current")))
+    if limit_bytes is None or limit_bytes >= memory.total:
+        return Memory(memory.total, memory.available)
+    free_bytes = max(0, limit_bytes - (used_bytes or 0))
+    return Memory(limit_bytes, min(memory.available, free_bytes))
+
+
+def parse_memory_limit(text: str) -> int | None:
+    """Read a cgroup's memory.max or memory.current.
+
+    Returns:
+        Bytes; None for "max" and for an absent file.
+    """
+    return int(text) if text.strip().isdecimal() else None
+
+
+def count_physical_cores() -> int:
+    """Count processor cores, hyperthreads not; at least 1."""
+    import psutil
+
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+def read_free_disk(folder: Path) -> int:
+    """Read the free bytes of the disk a folder is on, or would be on once made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """Find the GPUs that the system's own tools and drivers show."""
+    return (*_find_nvidia(), *_find_amd(), *_find_apple())
+
+
+def find_compiler() -> Program | None:
+    """Find the C++ compiler that a build of llama.cpp would take."""
+    for name in ("c++", "g++", "clang++"):
+        program = find_program(name)
+        if program:
+            return program
+    return None
+
+
+def find_program(name: str) -> Program | None:
+    """Find a program on the path and ask for its version."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    lines = _run([path, "--version"]).strip().splitlines()
+    return Program(path, lines[0] if lines else "")
+
+
+def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
+    """Read `nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits`."""
+    gpus = []
+    for line in text.splitlines():
+        name, _, memory_mib = line.rpartition(",")
+        if name:
+            memory_mib = memory_mib.strip()
+            # Machines with unified memory print "[N/A]" here.
+            memory_bytes = int(memory_mib) << 20 if memory_mib.isdecimal() else None
+            gpus.append(Gpu("NVIDIA", name.strip(), memory_bytes))
+    return tuple(gpus)
+
+
+def parse_nvidia_information(text: str) -> Gpu | None:
+    """Read /proc/driver/nvidia/gpus/ADDRESS/information."""
+    match = re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE)
+    return Gpu("NVIDIA", match[1], None) if match else None
+
+
+def parse_kfd_properties(text: str) -> bool:
+    """Say whether a node of /sys/class/kfd/kfd/topology is an AMD GPU: its `properties` file."""
+    numbers = dict(re.findall(r"^(\w+) (\d+)$", text, re.MULTILINE))
+    is_amd = int(numbers.get("vendor_id", 0)) == _AMD_VENDOR_ID
+    return is_amd and int(numbers.get("simd_count", 0)) > 0
+
+
+def _find_nvidia() -> tuple[Gpu, ...]:
+    path = shutil.which("nvidia-smi")
+    if path:
+        query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        found = parse_nvidia_smi(_run([path, *query]))
+        if found:
+            return found
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    gpus = (parse_nvidia_information(_read_text(file)) for file in files)
+    return tuple(gpu for gpu in gpus if gpu)
+
+
+def _find_amd() -> tuple[Gpu, ...]:
+    if not Path("/dev/kfd").exists():
+        return ()
+    nodes = sorted(Path("/sys/class/kfd/kfd/topology/nodes").glob("*"))
+    found = [node for node in nodes if parse_kfd_properties(_read_text(node / "properties"))]
+    names = (_read_text(node / "name").strip() or "GPU" for node in found)
+    return tuple(Gpu("AMD", name, None) for name in names)
+
+
+def _find_apple() -> tuple[Gpu, ...]:
+    """Every Mac with Apple's own chip has a GPU that shares main memory."""
+    if sys.platform != "darwin" or _run(["sysctl", "-n", "hw.optional.arm64"]).strip() != "1":
+        return ()
+    name = _run(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
+    memory = parse_memory_limit(_run(["sysctl", "-n", "hw.memsize"]))
+    return (Gpu("Apple", name, memory),)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,195 @@
+"""What is on this machine: the names and paths that people give, into files.
+
+A name (letters, digits, dots, hyphens, underscores) is looked up in our own folders and never
+leaves them. What holds a separator, or ends in .gguf, is a path first.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+from localcascade import __version__, paths
+from localcascade.catalog import NAME_PATTERN, Catalog, CatalogEntry, load_catalog
+from localcascade.errors import CascadeError, ModelNotFound
+
+
+def find_model(name: str) -> Path:
+    """Find the GGUF file of a model.
+
+    Args:
+        name: Path of a GGUF file, an installed name, or a name or repository of the catalog.
+
+    Returns:
+        Path of a file that exists.
+
+    Raises:
+        ModelNotFound: There is none; the hint is the next command to give.
+    """
+    path = Path(name).expanduser()
+    if _reads_as_path(name) and path.is_file():
+        return path
+    catalog = load_catalog()
+    own_name, entry = catalog.find_entry(name) or (name, None)
+    installed = _find_installed(own_name)
+    if installed:
+        return installed
+    if path.is_file():
+        return path
+    raise _explain_not_installed(own_name, entry) if entry else _explain_no_model(name, catalog)
+
+
+def find_checkpoint(name: str) -> Path:
+    """Find the folder of a Hugging Face checkpoint.
+
+    Args:
+        name: Path of a folder with a config.json, or a name or repository of the catalog.
+
+    Returns:
+        A folder that holds a config.json; nothing else of it is checked.
+
+    Raises:
+        ModelNotFound: There is none; the hint is the next command to give.
+    """
+    path = Path(name).expanduser()
+    if _reads_as_path(name) and _is_checkpoint(path):
+        return path
+    catalog = load_catalog()
+    own_name, entry = catalog.find_entry(name) or (name, None)
+    for folder in (*_list_checkpoint_folders(own_name, entry), path):
+        if _is_checkpoint(folder):
+            return folder
+    raise _explain_no_checkpoint(own_name, entry, catalog)
+
+
+def list_installed() -> dict[str, Path]:
+    """List what `find_model` finds by name: installed models, then quantized bundled ones.
+
+    Returns:
+        Name to GGUF file, sorted by name; a folder with several files in it is left out.
+    """
+    folder = paths.find_models_folder()
+    found = {file.stem: file for file in folder.glob("*.gguf") if NAME_PATTERN.fullmatch(file.stem)}
+    for file in folder.glob("*/*.gguf"):
+        if len(list(file.parent.glob("*.gguf"))) == 1:
+            found.setdefault(file.parent.name, file)
+    for name, entry in load_catalog().entries.items():
+        if entry.bundled and bundled_model_path(name).is_file():
+            found.setdefault(name, bundled_model_path(name))
+    return dict(sorted(found.items()))
+
+
+def bundled_model_path(name: str) -> Path:
+    """Path in the cache where a bundled checkpoint is quantized to; of this version, as weights change."""
+    return paths.find_cache_folder() / "models" / f"{name}-{__version__}-q8_0.gguf"
+
+
+def bundled_checkpoint_folder(name: str) -> Path:
+    """Folder of a checkpoint that ships with the package."""
+    return Path(__file__).parent / "data" / name
+
+
+def complete_model_name(incomplete: str) -> list[tuple[str, str]]:
+    """Complete a name for the shell; an unreadable catalog completes nothing.
+
+    Returns:
+        Names with a line on each, of the catalog and of what is installed.
+    """
+    try:
+        known = {name: entry.summary for name, entry in load_catalog().entries.items()}
+        known |= {name: str(file) for name, file in list_installed().items() if name not in known}
+    except CascadeError:
+        return []
+    return [(name, text) for name, text in known.items() if name.startswith(incomplete)]
+
+
+def _reads_as_path(name: str) -> bool:
+    return os.sep in name or "/" in name or name.endswith(".gguf")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _find_installed(name: str) -> Path | None:
+    if not NAME_PATTERN.fullmatch(name):
+        return None
+    folder = paths.find_models_folder()
+    single = folder / f"{name}.gguf"
+    if single.is_file():
+        return single
+    files = sorted((folder / name).glob("*.gguf"))
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files)
+        raise ModelNotFound(
+            f"{folder / name} holds {len(files)} GGUF files: {listed}", "Give the path of one."
+        )
+    bundled = bundled_model_path(name)
+    return files[0] if files else bundled if bundled.is_file() else None
+
+
+def _list_checkpoint_folders(name: str, entry: CatalogEntry | None) -> list[Path]:
+    if not NAME_PATTERN.fullmatch(name):
+        return []
+    installed = paths.find_checkpoints_folder() / name
+    return [bundled_checkpoint_folder(name), installed] if entry and entry.bundled else [installed]
+
+
+def _explain_not_installed(name: str, entry: CatalogEntry) -> ModelNotFound:
+    if entry.bundled:
+        return ModelNotFound(
+            f"{name} is bundled, but not quantized yet", "Run `localcascade demo`, which does it."
+        )
+    steps = f"`localcascade quantize {name} {name}.gguf --type q4_0` and run {name}.gguf."
+    if any(_is_checkpoint(folder) for folder in _list_checkpoint_folders(name, entry)):
+        return ModelNotFound(f"{name} is downloaded, but not quantized yet", f"Run {steps}")
+    return ModelNotFound(f"{name} is not installed", f"{_advise_download(name, entry)}, then {steps}")
+
+
+def _advise_download(name: str, entry: CatalogEntry) -> str:
+    folder = shlex.quote(str(paths.find_checkpoints_folder() / name))
+    size_gb = entry.checkpoint_bytes / 1e9
+    return f"Download it ({size_gb:.0f} GB) with `hf download {entry.repo} --local-dir {folder}`"
+
+
+def _explain_no_model(name: str, catalog: Catalog) -> ModelNotFound:
+    path = Path(name).expanduser()
+    if _is_checkpoint(path):
+        out = f"{path.name}.gguf"
+        command = f"localcascade quantize {shlex.quote(name)} {shlex.quote(out)} --type q4_0"
+        return ModelNotFound(f"{name} is a checkpoint, not a GGUF file", f"Run `{command}` first.")
+    if path.is_dir():
+        return ModelNotFound(f"{name} is a folder", "Give the path of the GGUF file in it.")
+    return _explain_unknown(name, {*catalog.entries, *list_installed()})
+
+
+def _explain_no_checkpoint(
+    name: str, entry: CatalogEntry | None, catalog: Catalog
+) -> ModelNotFound:
+    path = Path(name).expanduser()
+    if entry and entry.repo:
+        return ModelNotFound(
+            f"the checkpoint of {name} is not on this machine", f"{_advise_download(name, entry)}."
+        )
+    if path.is_dir():
+        return ModelNotFound(
+            f"{name} holds no config.json", "Give the folder of a Hugging Face checkpoint."
+        )
+    if path.is_file():
+        return ModelNotFound(
+            f"{name} is a file", "Give the folder of the checkpoint, which holds a config.json."
+        )
+    return _explain_unknown(name, catalog.entries)
+
+
+def _explain_unknown(name: str, known: Iterable[str]) -> ModelNotFound:
+    if _reads_as_path(name):
+        return ModelNotFound(f"{name}: no such file or folder", "Check the path.")
+    nearest = get_close_matches(name, list(known), n=2)
+    hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+    return ModelNotFound(
+        f"no model is called {name}", f"{hint}`localcascade models` lists the names."
+    )

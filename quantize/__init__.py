@@ -1,0 +1,1 @@
+"""Checkpoint in, GGUF out. Knows nothing of the runner and is usable on its own."""

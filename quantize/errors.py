@@ -1,0 +1,106 @@
+"""Everything the quantizer can refuse, as one tree.
+
+QuantizeError
+├── CheckpointError        the source files are missing, damaged or contradict each other
+│   └── NotFinite          a weight is NaN or infinite
+├── UnsupportedModel       sound files of a model that llama.cpp cannot load
+├── TypeMismatch           the wanted type's block does not divide a tensor's width
+├── GGUFError              a GGUF file is damaged, truncated or not one
+├── OutputError            the result could not be written or did not read back as written
+└── NativeError            libggml-base is missing, unloadable or lacks a symbol
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class QuantizeError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: What is wrong and where (file, tensor, key or byte), one sentence.
+        hint: What to do about it, one sentence; empty if there is nothing to do.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class CheckpointError(QuantizeError):
+    """A checkpoint file is missing, damaged or contradicts another one.
+
+    Args:
+        path: The file at fault.
+        problem: What is wrong with it.
+        tensor: The tensor at fault, if one is.
+        hint: What to do.
+    """
+
+    def __init__(self, path: Path, problem: str, *, tensor: str = "", hint: str = "") -> None:
+        where = f"{path}: tensor {tensor}" if tensor else str(path)
+        super().__init__(f"{where}: {problem}", hint)
+        self.path = path
+        self.tensor = tensor
+
+
+class NotFinite(CheckpointError):
+    """A weight is NaN or infinite; `position` is its index in numpy order."""
+
+    def __init__(self, path: Path, tensor: str, position: tuple[int, ...], value: float) -> None:
+        super().__init__(
+            path,
+            f"value {value} at position {list(position)}",
+            tensor=tensor,
+            hint="Download the file again; if it is the same, the checkpoint itself is broken.",
+        )
+        self.position = position
+
+
+class UnsupportedModel(QuantizeError):
+    """The files are sound, but no family of ours, or no llama.cpp, knows such a model."""
+
+
+class TypeMismatch(QuantizeError):
+    """A type's block size does not divide the width of a tensor.
+
+    Args:
+        tensor: Output name of the tensor.
+        width: Length of its rows, in weights.
+        type_name: The type asked for.
+        block: Weights per block of that type.
+        fitting: Names of the types that would fit.
+    """
+
+    def __init__(
+        self, tensor: str, width: int, type_name: str, block: int, fitting: tuple[str, ...]
+    ) -> None:
+        super().__init__(
+            f"{tensor}: rows of {width} weights cannot be cut into {type_name} blocks of {block}",
+            f"Types that fit: {', '.join(fitting)}. Choose one with --type, or keep "
+            f"{type_name} where it fits and name another for the rest with --fallback.",
+        )
+        self.tensor = tensor
+        self.width = width
+        self.block = block
+        self.fitting = fitting
+
+
+class GGUFError(QuantizeError):
+    """A GGUF file is damaged, truncated or not one; `offset` is the byte at fault."""
+
+    def __init__(self, path: Path, problem: str, *, offset: int | None = None, hint: str = "") -> None:
+        where = f"{path}: byte {offset}" if offset is not None else str(path)
+        super().__init__(f"{where}: {problem}", hint)
+        self.path = path
+        self.offset = offset
+
+
+class OutputError(QuantizeError):
+    """The result could not be written, or did not read back as it was written."""
+
+
+class NativeError(QuantizeError):
+    """libggml-base could not be found, could not be loaded, or lacks a symbol."""
