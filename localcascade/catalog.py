@@ -122,7 +122,7 @@ class Catalog:
 
 
 def catalog_path() -> Path:
-    """Path of our own models.toml: packaged data in a wheel, the repository's file in an editable one."""
+    """Path of our own models.toml: the package's data in a wheel, else the repository's file."""
     package = Path(__file__).parent
     packaged = package / "data" / "models.toml"
     return packaged if packaged.exists() else package.parent / "models.toml"
@@ -172,8 +172,10 @@ def merge_tables(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        both_tables = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge_tables(old, value) if both_tables else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge_tables(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -46,9 +46,23 @@ class Program:
     """The first line it prints about itself; empty if it says nothing."""
 
 
+@dataclass(frozen=True)
+class SandboxMeans:
+    """With what an unprivileged process could lock a tool in."""
+
+    bubblewrap: bool
+    """True if `bwrap` is there and starts a program; a system may have it and forbid it."""
+    namespaces: bool
+    """True if an unprivileged process may make user namespaces."""
+    landlock: bool | None
+    """None where the kernel does not show its security modules."""
+    seatbelt: bool
+    """True on macOS, whose sandbox-exec it is."""
+
+
 def read_memory() -> Memory:
     """Read main memory, or the container's limit where that is lower."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     memory = psutil.virtual_memory()
     limit_bytes = parse_memory_limit(_read_text(Path("/sys/fs/cgroup/memory.max")))
@@ -131,6 +145,48 @@ def parse_kfd_properties(text: str) -> bool:
     return is_amd and int(numbers.get("simd_count", 0)) > 0
 
 
+def find_sandbox_means() -> SandboxMeans:
+    """Find out what can lock a tool in; runs `bwrap` once, as only that proves it."""
+    bwrap = shutil.which("bwrap")
+    trial = ["--unshare-all", "--ro-bind", "/", "/", "true"]
+    kernel = Path("/proc/sys")
+    return SandboxMeans(
+        bubblewrap=bwrap is not None and _succeeds([bwrap, *trial]),
+        namespaces=allows_namespaces(
+            _read_text(kernel / "user/max_user_namespaces"),
+            _read_text(kernel / "kernel/unprivileged_userns_clone"),
+            _read_text(kernel / "kernel/apparmor_restrict_unprivileged_userns"),
+        ),
+        landlock=parse_security_modules(_read_text(Path("/sys/kernel/security/lsm"))),
+        seatbelt=sys.platform == "darwin" and shutil.which("sandbox-exec") is not None,
+    )
+
+
+def allows_namespaces(max_namespaces: str, clone_allowed: str, apparmor_restricts: str) -> bool:
+    """Decide from three files of /proc/sys whether a user may make namespaces.
+
+    Args:
+        max_namespaces: user/max_user_namespaces; empty where the kernel has none.
+        clone_allowed: kernel/unprivileged_userns_clone, a switch of Debian's; empty elsewhere.
+        apparmor_restricts: kernel/apparmor_restrict_unprivileged_userns, of Ubuntu 24.04 on.
+    """
+    return (
+        max_namespaces.strip() not in ("", "0")
+        and clone_allowed.strip() != "0"
+        and apparmor_restricts.strip() in ("", "0")
+    )
+
+
+def parse_security_modules(text: str) -> bool | None:
+    """Say whether Landlock is on: /sys/kernel/security/lsm, a list with commas.
+
+    Returns:
+        None for an empty text, as of a kernel that hides the list.
+    """
+    modules = text.strip().split(",")
+    return "landlock" in modules if modules != [""] else None
+
+
 def _find_nvidia() -> tuple[Gpu, ...]:
     path = shutil.which("nvidia-smi")
     if path:
@@ -159,6 +215,14 @@ def _find_apple() -> tuple[Gpu, ...]:
     name = _run(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
     memory = parse_memory_limit(_run(["sysctl", "-n", "hw.memsize"]))
     return (Gpu("Apple", name, memory),)
+
+
+def _succeeds(command: list[str]) -> bool:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _run(command: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where things lie on disk: config, data and cache, as the platform wants or under LOCALCASCADE_HOME.
+"""Where config, data and cache lie: as the platform wants, or under LOCALCASCADE_HOME.
 
 Nothing here creates a folder; whoever writes does.
 """

@@ -29,7 +29,7 @@ def find_model(name: str) -> Path:
     Raises:
         ModelNotFound: There is none; the hint is the next command to give.
     """
-    path = Path(name).expanduser()
+    path = _expand(name)
     if _reads_as_path(name) and path.is_file():
         return path
     catalog = load_catalog()
@@ -54,7 +54,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         ModelNotFound: There is none; the hint is the next command to give.
     """
-    path = Path(name).expanduser()
+    path = _expand(name)
     if _reads_as_path(name) and _is_checkpoint(path):
         return path
     catalog = load_catalog()
@@ -83,7 +83,7 @@ def list_installed() -> dict[str, Path]:
 
 
 def bundled_model_path(name: str) -> Path:
-    """Path in the cache where a bundled checkpoint is quantized to; of this version, as weights change."""
+    """Path in the cache where a bundled checkpoint is quantized to, by this version of ours."""
     return paths.find_cache_folder() / "models" / f"{name}-{__version__}-q8_0.gguf"
 
 
@@ -104,6 +104,13 @@ def complete_model_name(incomplete: str) -> list[tuple[str, str]]:
     except CascadeError:
         return []
     return [(name, text) for name, text in known.items() if name.startswith(incomplete)]
+
+
+def _expand(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ and a user who does not exist: then it is a name like others
+        return Path(name)
 
 
 def _reads_as_path(name: str) -> bool:
@@ -146,7 +153,9 @@ def _explain_not_installed(name: str, entry: CatalogEntry) -> ModelNotFound:
     steps = f"`localcascade quantize {name} {name}.gguf --type q4_0` and run {name}.gguf."
     if any(_is_checkpoint(folder) for folder in _list_checkpoint_folders(name, entry)):
         return ModelNotFound(f"{name} is downloaded, but not quantized yet", f"Run {steps}")
-    return ModelNotFound(f"{name} is not installed", f"{_advise_download(name, entry)}, then {steps}")
+    return ModelNotFound(
+        f"{name} is not installed", f"{_advise_download(name, entry)}, then {steps}"
+    )
 
 
 def _advise_download(name: str, entry: CatalogEntry) -> str:
@@ -156,7 +165,7 @@ def _advise_download(name: str, entry: CatalogEntry) -> str:
 
 
 def _explain_no_model(name: str, catalog: Catalog) -> ModelNotFound:
-    path = Path(name).expanduser()
+    path = _expand(name)
     if _is_checkpoint(path):
         out = f"{path.name}.gguf"
         command = f"localcascade quantize {shlex.quote(name)} {shlex.quote(out)} --type q4_0"
@@ -169,7 +178,7 @@ def _explain_no_model(name: str, catalog: Catalog) -> ModelNotFound:
 def _explain_no_checkpoint(
     name: str, entry: CatalogEntry | None, catalog: Catalog
 ) -> ModelNotFound:
-    path = Path(name).expanduser()
+    path = _expand(name)
     if entry and entry.repo:
         return ModelNotFound(
             f"the checkpoint of {name} is not on this machine", f"{_advise_download(name, entry)}."

@@ -102,9 +102,16 @@ def quantize_checkpoint(
         model = describe_model(checkpoint)
         vocabulary = read_tokenizer(source, model.n_embeddings, checkpoint.config)
         recipe = plan_recipe(
-            checkpoint, model, vocabulary, wanted, fallback=spare, name=name or source.resolve().name
+            checkpoint,
+            model,
+            vocabulary,
+            wanted,
+            fallback=spare,
+            name=name or source.resolve().name,
         )
-        return execute_recipe(checkpoint, recipe, output, n_threads=n_threads, on_progress=on_progress)
+        return execute_recipe(
+            checkpoint, recipe, output, n_threads=n_threads, on_progress=on_progress
+        )
 
 
 def execute_recipe(
@@ -243,7 +250,8 @@ def _check_room(output: Path, file_bytes: int) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < file_bytes:
         raise OutputError(
-            f"{output}: needs {file_bytes / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB free",
+            f"{output}: needs {file_bytes / 2**30:.1f} GiB, "
+            f"the disk has {free / 2**30:.1f} GiB free",
             "Free some space, or write to another disk.",
         )
 
@@ -272,8 +280,8 @@ def _verify(
         for unit, checksum in zip(units, checksums, strict=True):
             if zlib.crc32(os.pread(file.fileno(), unit.n_bytes, unit.offset)) != checksum:
                 raise OutputError(
-                    f"{part}: byte {unit.offset}: tensor {unit.tensor.spec.name} does not read back "
-                    "as written",
+                    f"{part}: byte {unit.offset}: tensor {unit.tensor.spec.name} "
+                    "does not read back as written",
                     "The disk may be failing; try another one.",
                 )
             done += unit.n_bytes

@@ -91,7 +91,9 @@ class TypeMismatch(QuantizeError):
 class GGUFError(QuantizeError):
     """A GGUF file is damaged, truncated or not one; `offset` is the byte at fault."""
 
-    def __init__(self, path: Path, problem: str, *, offset: int | None = None, hint: str = "") -> None:
+    def __init__(
+        self, path: Path, problem: str, *, offset: int | None = None, hint: str = ""
+    ) -> None:
         where = f"{path}: byte {offset}" if offset is not None else str(path)
         super().__init__(f"{where}: {problem}", hint)
         self.path = path

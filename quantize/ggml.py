@@ -30,7 +30,11 @@ ENCODABLE: tuple[str, ...] = (
 )  # fmt: skip
 """Types that `ggml_quantize_chunk` encodes, finest first."""
 
-_LIBRARY_NAMES = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+_LIBRARY_NAMES = {
+    "linux": "libggml-base.so",
+    "darwin": "libggml-base.dylib",
+    "win32": "ggml-base.dll",
+}
 
 
 def type_named(name: str) -> BlockType:

@@ -80,7 +80,9 @@ def plan_recipe(
         _check_sources(checkpoint, spec)
     left_out = _find_left_out(checkpoint, model)
     tensors = tuple(
-        PlannedTensor(spec, _choose_type(spec, wanted, fallback) if spec.matrix else type_named("f32"))
+        PlannedTensor(
+            spec, _choose_type(spec, wanted, fallback) if spec.matrix else type_named("f32")
+        )
         for spec in model.tensors
     )
     return Recipe(
@@ -123,8 +125,8 @@ def _find_left_out(checkpoint: Checkpoint, model: ModelSpec) -> list[str]:
     strangers = [name for name in unused if not name.startswith(model.left_out or ("\0",))]
     if strangers:
         raise UnsupportedModel(
-            f"{checkpoint.folder}: tensor {strangers[0]} and {len(strangers) - 1} more have no place "
-            f"in a {model.architecture} model",
+            f"{checkpoint.folder}: tensor {strangers[0]} and {len(strangers) - 1} more "
+            f"have no place in a {model.architecture} model",
             "The checkpoint has parts that llama.cpp would ignore, so its answers would be wrong.",
         )
     return unused
@@ -145,7 +147,11 @@ def fitting_types(width: int) -> tuple[str, ...]:
 
 
 def _note_left_out(left_out: list[str]) -> list[str]:
-    return [f"{len(left_out)} tensors of the draft head are left out: {left_out[0]} …"] if left_out else []
+    return (
+        [f"{len(left_out)} tensors of the draft head are left out: {left_out[0]} …"]
+        if left_out
+        else []
+    )
 
 
 def _note_types(tensors: tuple[PlannedTensor, ...], wanted: BlockType) -> list[str]:

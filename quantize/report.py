@@ -16,7 +16,7 @@ _ROLE_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("shared", re.compile(r"_shexp\.")),
     ("mamba", re.compile(r"\.ssm_")),
     ("attention", re.compile(r"\.attn_")),
-    ("dense", re.compile(r"\.ffn_(gate|up|down)\.")),
+    ("dense", re.compile(r"\.ffn_(gate|up|down|latent_up|latent_down)\.")),
     ("embeddings", re.compile(r"^(token_embd|output|position_embd|token_types)\.")),
 )
 """Role and what its tensor names contain; the first that matches, else "other"."""

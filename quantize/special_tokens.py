@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from quantize.safetensors import read_object
 
 MAX_TEMPLATE_BYTES = 1 << 20
 TURN_END = "<|im_end|>"
-ENDS_BY_TEXT = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
-    "<|endoftext|> </s> <|eom_id|> <EOT> [EOT] [EOS] <|end_of_text|> <eos> "
-    "<｜end▁of▁sentence｜>".split()
-)
+ENDS_BY_TEXT = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<eos>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
 """Tokens at which llama.cpp ends an answer because of how they are spelled.
 
 Source: src/llama-vocab.cpp, special_eog_ids.
@@ -126,26 +125,19 @@ def read_chat_template(settings: TextSettings) -> str | None:
         CheckpointError: It is not text, or larger than 1 MiB.
     """
     path = settings.folder / "chat_template.jinja"
-    template: Any = None
-    if path.exists():
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise _refuse_template(path, f"more than {MAX_TEMPLATE_BYTES} bytes")
-        template = path.read_bytes()
-    else:
-        path, template = settings.tokenizer_path, settings.tokenizer.get("chat_template")
-        if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-            template = named.get("default")
-            if template is None:
-                raise _refuse_template(path, f"no template is named default, but {sorted(map(str, named))}")
     try:
-        encoded = template.encode() if isinstance(template, str) else template
-        text = None if encoded is None else bytes.decode(encoded)
-    except (UnicodeError, TypeError) as error:
+        if path.exists():
+            template: Any = _read_start(path, MAX_TEMPLATE_BYTES + 1).decode()
+        else:
+            path = settings.tokenizer_path
+            template = _choose_template(path, settings.tokenizer.get("chat_template"))
+        if template is None:
+            return None
+        if len(template.encode()) > MAX_TEMPLATE_BYTES or "\0" in template:
+            raise _refuse_template(path, f"more than {MAX_TEMPLATE_BYTES} bytes, or a zero byte")
+    except (UnicodeError, AttributeError) as error:
         raise _refuse_template(path, "not UTF-8 text") from error
-    if text is not None and (len(encoded) > MAX_TEMPLATE_BYTES or "\0" in text):
-        raise _refuse_template(path, f"more than {MAX_TEMPLATE_BYTES} bytes, or a zero byte in it")
-    return text
+    return str(template)
 
 
 def read_sampling(settings: TextSettings) -> Sampling:
@@ -158,7 +150,9 @@ def read_sampling(settings: TextSettings) -> Sampling:
         return Sampling()
     top_k = _read_number(settings, "top_k", 2**31 - 1)
     if top_k is not None and top_k != int(top_k):
-        raise CheckpointError(settings.generation_path, f"top_k {top_k} is not whole", hint=_CORRECT)
+        raise CheckpointError(
+            settings.generation_path, f"top_k {top_k} is not whole", hint=_CORRECT
+        )
     return Sampling(
         temperature=_read_number(settings, "temperature", 100.0),
         top_p=_read_number(settings, "top_p", 1.0),
@@ -166,12 +160,26 @@ def read_sampling(settings: TextSettings) -> Sampling:
     )
 
 
+def _read_start(path: Path, n_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(n_bytes)
+
+
+def _choose_template(path: Path, stated: Any) -> Any:
+    """Choose the template named default where there are several."""
+    if not isinstance(stated, list):
+        return stated
+    named = {entry.get("name"): entry for entry in stated if isinstance(entry, Mapping)}
+    if "default" not in named:
+        raise _refuse_template(path, f"none is named default, but {sorted(map(str, named))}")
+    return named["default"].get("template")
+
+
 def _read_number(settings: TextSettings, key: str, most: float) -> float | None:
     value = settings.generation.get(key)
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise CheckpointError(
             settings.generation_path, f"{key} {value!r} is not a number from 0 to {most:g}",
             hint=_CORRECT,
@@ -252,22 +260,35 @@ def _is_added(settings: TextSettings, role: str, token: int | None, affix: int |
 
 def _read_affixes(path: Path, post_processor: Any) -> tuple[int | None, int | None]:
     """Read which token tokenizer.json puts before a text, and which after."""
-    steps = post_processor.get("processors") if _is_kind(post_processor, "Sequence") else [post_processor]
+    is_sequence = _is_kind(post_processor, "Sequence")
+    steps = post_processor.get("processors") if is_sequence else [post_processor]
     steps = [step for step in steps or [] if step is not None and not _is_kind(step, "ByteLevel")]
     if not steps:
         return None, None
     if len(steps) > 1 or not _is_kind(steps[0], "TemplateProcessing"):
         raise _refuse_post_processor(path)
     try:
-        named = {name: token["ids"] for name, token in steps[0]["special_tokens"].items()}
-        parts = [named[p["SpecialToken"]["id"]] if "SpecialToken" in p else None for p in steps[0]["single"]]
-        text_at = parts.index(None)
-        before, after = parts[:text_at], parts[text_at + 1 :]
-        if any(len(side) > 1 or any(len(part) != 1 for part in side) for side in (before, after)):
-            raise _refuse_post_processor(path)
+        before, after = _read_template_processing(steps[0])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(path, "post_processor is damaged", hint=_CORRECT) from error
-    return (before[0][0] if before else None), (after[0][0] if after else None)
+    if len(before) > 1 or len(after) > 1:
+        raise _refuse_post_processor(path)
+    return (before[0] if before else None), (after[0] if after else None)
+
+
+def _read_template_processing(step: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Read the tokens before a single text, and those after it."""
+    sides: tuple[list[int], list[int]] = ([], [])
+    side = 0
+    for part in step["single"]:
+        if "Sequence" in part:
+            side += 1
+        else:
+            name = part["SpecialToken"]["id"]
+            sides[side].extend(int(number) for number in step["special_tokens"][name]["ids"])
+    if side != 1:
+        raise ValueError("not one text")
+    return sides
 
 
 def _is_kind(step: Any, kind: str) -> bool:

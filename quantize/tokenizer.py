@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ MAX_PADDING_SHARE = 100
 Merge = tuple[str, str]
 
 _DAMAGED = "Download the file again; if it is the same, the checkpoint itself is broken."
-_IMPOSSIBLE = "llama.cpp would tokenize otherwise than this model was trained; it cannot be converted."
+_IMPOSSIBLE = "llama.cpp would give other tokens than the model was trained on."
+_BOTH_FROM_ONE = "Tokenizer and weights are of different models: take both from one."
 _CONTROL_SYNTAX = re.compile(r"[<\[].*\w.*[>\]]", re.DOTALL)
+_ONE_WORD = re.compile(r"\W?[^\W\d_]+|[^\w\s]+|\d{1,3}|\s+")
+"""What a pre-tokenizer may leave in one piece, and so find among the tokens whatever its type."""
 _FOUND_IN_ANY_TEXT = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 """Tokens that llama.cpp finds in a user's text too, whatever type the file gives them."""
 
@@ -168,7 +172,7 @@ def _merge_bytes(token: str, ranks: Mapping[Merge, int]) -> list[str]:
     """Apply the merges to one token: always the first in rank, from the left."""
     pieces = list(token)
     while len(pieces) > 1:
-        pairs = [ranks.get(pair, len(ranks)) for pair in zip(pieces, pieces[1:], strict=False)]
+        pairs = [ranks.get(pair, len(ranks)) for pair in pairwise(pieces)]
         rank = min(pairs)
         if rank == len(ranks):
             break
@@ -182,7 +186,7 @@ def _read_kind(path: Path) -> dict[str, Any]:
     if not path.exists() and any(path.parent.glob("*.model")):
         raise UnsupportedModel(
             f"{path.parent}: a sentencepiece model, but no tokenizer.json",
-            "Only byte-level BPE in tokenizer.json is known; save a fast tokenizer with transformers.",
+            "Only byte-level BPE is known, and only as tokenizer.json.",
         )
     stated = read_object(path)
     model, decoder = stated.get("model"), stated.get("decoder")
@@ -194,7 +198,7 @@ def _read_kind(path: Path) -> dict[str, Any]:
         "model.dropout": model.get("dropout"),
         "model.continuing_subword_prefix": model.get("continuing_subword_prefix"),
         "model.end_of_word_suffix": model.get("end_of_word_suffix"),
-        "normalizer": stated.get("normalizer") not in (None, {"type": "Sequence", "normalizers": []}),
+        "normalizer": stated.get("normalizer") is not None,
         "decoder": not isinstance(decoder, Mapping) or decoder.get("type") != "ByteLevel",
     }  # fmt: skip
     for key, is_wrong in wrong.items():
@@ -230,21 +234,26 @@ def _read_added(path: Path, stated: Mapping[str, Any], decoder: Any) -> list[Add
 
 def _read_added_token(path: Path, entry: Any, decoder: Mapping[str, Any]) -> AddedToken:
     try:
-        number, text, special = entry["id"], entry["content"], entry.get("special") is True
+        number, text = entry["id"], entry["content"]
         elsewhere = decoder.get(str(number), {"content": text})
-        same_text, special = elsewhere["content"] == text, special or elsewhere.get("special") is True
-        odd = [flag for flag in ("lstrip", "rstrip", "single_word") if entry.get(flag)]
+        is_same = elsewhere["content"] == text
+        special = entry.get("special") is True or elsewhere.get("special") is True
+        flags = [flag for flag in ("lstrip", "rstrip", "single_word") if entry.get(flag)]
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(path, f"added token {entry!r:.200} is damaged", hint=_DAMAGED) from error
-    if type(number) is not int or not isinstance(text, str) or not same_text:
+        raise CheckpointError(
+            path, f"added token {entry!r:.200} is damaged", hint=_DAMAGED
+        ) from error
+    if type(number) is not int or not isinstance(text, str) or not is_same:
         raise CheckpointError(
             path, f"added token {number!r} is {text!r:.200}, which is no token or contradicts "
             "tokenizer_config.json", hint=_DAMAGED,
         )  # fmt: skip
-    if odd or text in _FOUND_IN_ANY_TEXT:
-        why = f"has {odd[0]}" if odd else "would be found in any user's text"
+    token = AddedToken(number, text, special)
+    is_word = token.type == CONTROL and _ONE_WORD.fullmatch(text)
+    if flags or is_word or text in _FOUND_IN_ANY_TEXT:
+        why = f"has {flags[0]} set" if flags else "would be found in any user's text"
         raise UnsupportedModel(f"{path}: added token {number} {text!r} {why}", _IMPOSSIBLE)
-    return AddedToken(number, text, special)
+    return token
 
 
 def _order_tokens(
@@ -255,17 +264,18 @@ def _order_tokens(
     if len(texts) != len(ids):
         raise CheckpointError(path, "model.vocab: two tokens have one id", hint=_DAMAGED)
     for token in added:
-        if ids.get(token.text, token.id) != token.id or texts.get(token.id, token.text) != token.text:
+        ordinary = texts.get(token.id, token.text)
+        if ids.get(token.text, token.id) != token.id or ordinary != token.text:
             raise CheckpointError(
-                path, f"added token {token.id} {token.text!r} contradicts model.vocab, where "
-                f"{token.id} is {texts.get(token.id)!r}", hint=_DAMAGED,
+                path, f"added token {token.id} {token.text!r} contradicts model.vocab, where that "
+                f"id is {ordinary!r} and that text {ids.get(token.text)}", hint=_DAMAGED,
             )  # fmt: skip
     _check_spelling(path, texts.values(), {token.text for token in added})
     texts |= {token.id: token.text for token in added}
     if max(texts) >= n_embeddings:
         raise CheckpointError(
             path, f"{max(texts) + 1} tokens, but the embedding has {n_embeddings} rows",
-            hint="Tokenizer and weights are of different models: take both from one.",
+            hint=_BOTH_FROM_ONE,
         )  # fmt: skip
     for number in range(len(texts)):
         if number not in texts:
@@ -322,12 +332,12 @@ def _check_padding(path: Path, n_tokens: int, n_embeddings: int, config: Mapping
             path.parent / "config.json",
             f"vocab_size is {stated!r}, the embedding has {n_embeddings} rows and tokenizer.json "
             f"{n_tokens} tokens",
-            hint="Tokenizer, config and weights are of different models: take all from one.",
+            hint=_BOTH_FROM_ONE,
         )
     if n_embeddings - n_tokens > max(MAX_PADDING_TOKENS, n_embeddings // MAX_PADDING_SHARE):
         raise CheckpointError(
-            path, f"{n_tokens} tokens, but the embedding has {n_embeddings} rows: more than rounding "
-            "up can explain", hint="Tokenizer and weights are of different models: take both from one.",
+            path, f"{n_tokens} tokens, but the embedding has {n_embeddings} rows: more than "
+            "rounding up can explain", hint=_BOTH_FROM_ONE,
         )  # fmt: skip
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-
 from tiny import corpus
 from tiny.model import SPECIAL_TOKENS, VOCABULARY_TOKENS, configure
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -46,7 +45,9 @@ def train_tokenizer(template_path: Path, seed: int) -> Tokenizer:
     )
     template = corpus.load_template(template_path)
     chats = itertools.islice(corpus.generate_chats(seed), N_TOKENIZER_CHATS)
-    tokenizer.train_from_iterator(("".join(corpus.render_chat(template, chat)) for chat in chats), trainer)
+    tokenizer.train_from_iterator(
+        ("".join(corpus.render_chat(template, chat)) for chat in chats), trainer
+    )
     return tokenizer
 
 

@@ -104,7 +104,9 @@ class Mamba(nn.Module):
         self.conv_dim = self.inner + 2 * self.n_groups * self.n_state
         hidden, taps = cfg["hidden_size"], cfg["conv_kernel"]
         self.in_proj = nn.Linear(hidden, self.inner + self.conv_dim + self.n_heads, bias=False)
-        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, taps, groups=self.conv_dim, padding=taps - 1)
+        self.conv1d = nn.Conv1d(
+            self.conv_dim, self.conv_dim, taps, groups=self.conv_dim, padding=taps - 1
+        )
         self.A_log = nn.Parameter(torch.arange(1, self.n_heads + 1).float().log())
         self.D = nn.Parameter(torch.ones(self.n_heads))
         dt = torch.exp(torch.empty(self.n_heads).uniform_(math.log(1e-3), math.log(1e-1)))
@@ -144,7 +146,9 @@ class Attention(nn.Module):
         super().__init__()
         hidden, self.head_dim = cfg["hidden_size"], cfg["head_dim"]
         self.group = cfg["num_attention_heads"] // cfg["num_key_value_heads"]
-        q_width, kv_width = (cfg[key] * self.head_dim for key in ("num_attention_heads", "num_key_value_heads"))
+        q_width, kv_width = (
+            cfg[key] * self.head_dim for key in ("num_attention_heads", "num_key_value_heads")
+        )
         self.q_proj = nn.Linear(hidden, q_width, bias=False)
         self.k_proj = nn.Linear(hidden, kv_width, bias=False)
         self.v_proj = nn.Linear(hidden, kv_width, bias=False)
@@ -203,7 +207,11 @@ class Experts(nn.Module):
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         super().__init__()
-        n_experts, width, hidden = cfg["n_routed_experts"], cfg["moe_intermediate_size"], cfg["hidden_size"]
+        n_experts, width, hidden = (
+            cfg["n_routed_experts"],
+            cfg["moe_intermediate_size"],
+            cfg["hidden_size"],
+        )
         self.up_proj = nn.Parameter(torch.empty(n_experts, width, hidden))
         self.down_proj = nn.Parameter(torch.empty(n_experts, hidden, width))
 
@@ -221,9 +229,15 @@ class Experts(nn.Module):
         """x (n, D), weights and chosen (n, k) -> output (n, D) and load (E,) in tokens."""
         row, padded, load = self.place(chosen)
         copies = x.repeat_interleave(chosen.shape[1], dim=0)
-        parts = x.new_zeros(int(padded.sum()), x.shape[1]).index_copy(0, row, copies).split(padded.tolist())
+        parts = (
+            x.new_zeros(int(padded.sum()), x.shape[1])
+            .index_copy(0, row, copies)
+            .split(padded.tolist())
+        )
         up, down = self.up_proj.to(x.dtype).unbind(), self.down_proj.to(x.dtype).unbind()
-        outs = [F.relu(part @ u.T).square() @ d.T for part, u, d in zip(parts, up, down, strict=True)]
+        outs = [
+            F.relu(part @ u.T).square() @ d.T for part, u, d in zip(parts, up, down, strict=True)
+        ]
         per_choice = torch.cat(outs)[row].view(*chosen.shape, -1)
         return (per_choice.float() * weights.unsqueeze(-1)).sum(1), load
 
@@ -235,7 +249,9 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.gate = Router(cfg)
         self.experts = Experts(cfg)
-        self.shared_experts = Perceptron(cfg["hidden_size"], cfg["moe_shared_expert_intermediate_size"])
+        self.shared_experts = Perceptron(
+            cfg["hidden_size"], cfg["moe_shared_expert_intermediate_size"]
+        )
         self.load = torch.zeros(cfg["n_routed_experts"], dtype=torch.long)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -7,18 +7,17 @@ import ctypes.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from tiny import corpus
 from tiny.model import SPECIAL_TOKENS, TinyModel, balance_load
+from tokenizers import Tokenizer
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Plan:
 
     seed: int = 1
     """Seed of the weights and of the corpus."""
-    n_steps: int = 6500
+    n_steps: int = 4000
     """Optimizer steps."""
     batch_tokens: int = 5120
     """Tokens of a batch, padding included."""
@@ -45,7 +44,7 @@ class Plan:
     """Last share of the steps, in which the rate falls linearly to zero."""
     prompt_weight: float = 0.1
     """Weight of prompt tokens in the loss; completion tokens weigh 1."""
-    balance_rate: float = 1e-3
+    balance_rate: float = 2e-3
     """Step of the router's correction bias."""
     balance_share: float = 0.8
     """First share of the steps, in which the correction bias moves."""
@@ -129,7 +128,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized; stacked experts are orthogonalized one by one."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -141,7 +142,9 @@ class Muon(torch.optim.Optimizer):
                 momentum.lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonalize(p.grad.lerp(momentum, group["momentum"]))
                 scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    update, alpha=-group["lr"] * scale
+                )
 
 
 def is_hidden_matrix(name: str, p: Tensor) -> bool:
@@ -171,20 +174,26 @@ def compute_loss(model: TinyModel, batch: Batch, prompt_weight: float) -> Tensor
     """Weighted next-token cross entropy; BF16 matrix products, float32 elsewhere."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(batch.tokens, batch.mask)
-    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none"
+    )
     weights = batch.answer[:, 1:] + prompt_weight * (batch.mask & ~batch.answer)[:, 1:]
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
 @torch.no_grad()
-def score_exact(model: TinyModel, chats: list[corpus.Chat], encoder: Encoder, batch_chats: int = 50) -> float:
+def score_exact(
+    model: TinyModel, chats: list[corpus.Chat], encoder: Encoder, batch_chats: int = 50
+) -> float:
     """Share of chats whose whole completion is the arg max everywhere, i.e. what greedy decoding writes."""
     samples = sorted((encoder.encode(chat) for chat in chats), key=lambda sample: len(sample[0]))
     right = 0
     for start in range(0, len(samples), batch_chats):
         chunk = samples[start : start + batch_chats]
         batch = stack_batch(chunk, len(chunk[-1][0]))
-        wrong = (model(batch.tokens, batch.mask)[:, :-1].argmax(-1) != batch.tokens[:, 1:]) & batch.answer[:, 1:]
+        wrong = (
+            model(batch.tokens, batch.mask)[:, :-1].argmax(-1) != batch.tokens[:, 1:]
+        ) & batch.answer[:, 1:]
         right += int((~wrong.any(1)).sum())
     return right / len(chats)
 
@@ -211,13 +220,15 @@ class Run:
     n_tokens: int = 0
     """Real tokens seen, padding not counted."""
     seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Loss and scores along the way."""
 
     def save(self, path: Path) -> None:
         """Write the whole state; the file is replaced at once."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "counters": (self.step, self.n_tokens, self.seconds),
+            "counters": (self.step, self.n_tokens, self.seconds, self.curve),
         }
         torch.save(state, path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
@@ -228,12 +239,14 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.n_tokens, self.seconds = state["counters"]
+        self.step, self.n_tokens, self.seconds, self.curve = state["counters"]
 
     def advance(self, batch: Batch) -> float:
         """One optimizer step; returns the loss."""
         factor = scale_rate(self.step, self.plan)
-        for optimizer, peak in zip(self.optimizers, (self.plan.muon_rate, self.plan.adam_rate), strict=True):
+        for optimizer, peak in zip(
+            self.optimizers, (self.plan.muon_rate, self.plan.adam_rate), strict=True
+        ):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.zero_grad()
         loss = compute_loss(self.model, batch, self.plan.prompt_weight)
@@ -268,7 +281,7 @@ def train(run: Run, encoder: Encoder, state: Path, report: Callable[[Run, float]
     """
     chats = corpus.generate_chats(f"{run.plan.seed}/{run.step}")
     batches = form_batches(chats, encoder, run.plan)
-    saved_at = started_at = time.monotonic() - 0.0
+    saved_at = started_at = time.monotonic()
     before_s = run.seconds
     while run.step < run.plan.n_steps:
         loss = run.advance(next(batches))

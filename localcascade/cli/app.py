@@ -127,7 +127,7 @@ def _report_usage(error: typer.TyperException) -> int:
 
 
 def _read_exit(ending: SystemExit) -> int:
-    """Turn typer's own endings into a code; a reader who has seen enough (`| head`) is no failure."""
+    """Turn typer's own endings into a code; a reader that left (`| head`) is no failure."""
     if isinstance(ending.__context__, BrokenPipeError):
         return _hush_stdout()
     return ending.code if isinstance(ending.code, int) else console.ExitCode.DONE

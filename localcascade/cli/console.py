@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 DEBUG_VARIABLE = "LOCALCASCADE_DEBUG"
+_PIPE_WIDTH = 1000  # columns; a pipe has no edge to fold lines at
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -136,22 +137,20 @@ def use_colour(stream: TextIO) -> bool:
 
 
 def make_console(stream: TextIO) -> Console:
-    """Make a Rich console on a stream; plain text unless the stream is a terminal.
+    """Make a Rich console on a stream; no escape codes unless `use_colour` allows them.
 
     Args:
         stream: sys.stdout for what was asked for, sys.stderr for everything else.
     """
     from rich.console import Console
 
-    colour = use_colour(stream)
     return Console(
         file=stream,
         highlight=False,
         emoji=False,
         markup=False,
-        soft_wrap=False,
-        no_color=not colour,
-        force_terminal=colour,
+        force_terminal=use_colour(stream),
+        width=None if stream.isatty() else _PIPE_WIDTH,
     )
 
 
@@ -164,6 +163,16 @@ def make_table(*headings: str) -> Table:
         right = heading.endswith(">")
         table.add_column(heading.removesuffix(">"), justify="right" if right else "left")
     return table
+
+
+def print_tables(*tables: Table) -> None:
+    """Print tables to stdout, an empty line between them, without blanks at the ends of lines."""
+    output = make_console(sys.stdout)
+    for i, table in enumerate(tables):
+        with output.capture() as capture:
+            output.print(table)
+        lines = (line.rstrip() for line in capture.get().splitlines())
+        print("\n" * bool(i) + "\n".join(lines))
 
 
 def make_text(text: str, style: str = "") -> Text:

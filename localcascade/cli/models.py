@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """List the models that have a name: the catalog's, and those installed here."""
+    """List the catalog, and what is installed.
+
+    A name from this list is what other commands take as MODEL.
+    """
     from localcascade.catalog import load_catalog
     from localcascade.store import list_installed
 
@@ -30,7 +32,7 @@ def models(
     if as_json:
         console.print_json({"models": [*_describe_models(catalog, installed)]})
         return
-    console.make_console(sys.stdout).print(_draw_models(catalog, installed))
+    console.print_tables(_draw_models(catalog, installed))
 
 
 def _describe_models(catalog: Catalog, installed: Mapping[str, Path]) -> list[dict[str, Any]]:

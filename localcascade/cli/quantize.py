@@ -87,7 +87,7 @@ def _check_type(name: str) -> None:
 
 @contextmanager
 def _draw_progress() -> Iterator[OnProgress]:
-    """Draw one bar a stage on stderr, with bytes, rate and time left; nothing without a terminal."""
+    """Draw a bar for each stage on stderr, if that is a terminal: bytes, rate and time left."""
     from rich import progress
 
     with progress.Progress(

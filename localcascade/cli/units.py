@@ -13,7 +13,7 @@ _COUNT_NAMES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
 def parse_size(text: str) -> int:
-    """Read a size: G, M, K, T are GiB, MiB, KiB, TiB, as cards are labelled; a bare number is bytes.
+    """Read a size: T, G, M, K are TiB to KiB, as cards are labelled; a bare number is bytes.
 
     Args:
         text: For example "16G", "16 GiB", "1.5g", "800M" or "1048576".

@@ -1,8 +1,9 @@
 """The runner's fence around llama.cpp: everything that touches ctypes is here.
 
 Each wrapper allocates, calls, checks the code, raises a typed error and returns plain Python.
-Handles are opaque; whoever creates one frees it. Prototypes stand above the calls that
-llama_cpp does not bind itself. Source: llama.h, ggml.h and ggml-backend.h of the pinned build.
+Handles are opaque. A worker has one model, one context and one batch, which end with it, so
+only samplers are freed. Prototypes stand above the calls that llama_cpp does not bind itself.
+Source: llama.h, ggml.h and ggml-backend.h of the pinned build.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def load_model(
         on_progress: Called with the share done, 0 to 1; False stops the load.
 
     Returns:
-        A handle for free_model.
+        Its handle.
 
     Raises:
         NativeError: llama.cpp refused the file; why is in its log.
@@ -129,11 +130,6 @@ def load_model(
     if not model:
         raise NativeError("llama_model_load_from_file", 0)
     return ModelHandle(model)
-
-
-def free_model(model: ModelHandle) -> None:
-    """Free a model; its contexts must be gone."""
-    lib.llama_model_free(model)
 
 
 def get_vocab(model: ModelHandle) -> VocabHandle:
@@ -269,7 +265,7 @@ def create_context(
         n_threads: CPU threads, for prompts and generation alike.
 
     Returns:
-        A handle for free_context.
+        Its handle.
 
     Raises:
         NativeError: It could not be created, most often for want of memory.
@@ -286,19 +282,14 @@ def create_context(
     return ContextHandle(context)
 
 
-def free_context(context: ContextHandle) -> None:
-    """Free a context."""
-    lib.llama_free(context)
-
-
 def get_n_ctx(context: ContextHandle) -> int:
     """Get the length of a context in tokens, as llama.cpp rounded it."""
     return int(lib.llama_n_ctx(context))
 
 
 def clear_memory(context: ContextHandle) -> None:
-    """Forget every token, and zero the buffers."""
-    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+    """Forget every token; the buffers, which may be gigabytes, are left as they are."""
+    lib.llama_memory_clear(lib.llama_get_memory(context), False)
 
 
 def remove_tail(context: ContextHandle, position: int) -> bool:
@@ -353,11 +344,6 @@ class Batch:
         code = lib.llama_decode(context, self._batch)
         if code != 0:
             raise NativeError("llama_decode", code)
-
-    def free(self) -> None:
-        """Free the room; the batch must not be used again."""
-        lib.llama_batch_free(self._batch)
-
 
 def read_logits(context: ContextHandle, n_rows: int, n_vocab: int) -> npt.NDArray[np.float32]:
     """Copy the logits of the last decode call.

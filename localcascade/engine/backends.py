@@ -1,4 +1,4 @@
-"""What the installed llama.cpp is and can compute on, asked in a process that may die of the question.
+"""What the installed llama.cpp is and computes on, asked in a process that may die of it.
 
 A library built for another processor or another driver kills whoever loads it; `doctor` must
 live to say so.
@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 
 from localcascade.errors import EngineDied
 
-# llama-cpp-python tells its own version only; these are the commits its sources carry.
-VENDORED_COMMITS = {"0.3.36": "0c1e57098"}
+PINNED_VERSION = "0.3.36"
+"""Of llama-cpp-python, as pyproject.toml pins it."""
+# The binding tells its own version only; this is the commit of llama.cpp that its sources carry.
+VENDORED_COMMITS = {PINNED_VERSION: "0c1e57098"}
 _TIMEOUT_S = 60.0
 
 
@@ -41,9 +43,9 @@ class Backends:
     devices: tuple[Backend, ...]
 
     @property
-    def has_gpu(self) -> bool:
-        """True if a GPU can be computed on."""
-        return any(device.kind in ("gpu", "igpu") for device in self.devices)
+    def gpus(self) -> tuple[Backend, ...]:
+        """Those of the devices that are GPUs."""
+        return tuple(device for device in self.devices if device.kind in ("gpu", "igpu"))
 
 
 def describe_backends() -> Backends:

@@ -21,6 +21,8 @@ from localcascade.engine.wire import Channel, Frame, decode_error
 from localcascade.errors import EngineDied
 
 STOP_LIMIT_S = 3.0
+STAGE_LIMITS_S = {"load": 120.0, "render": 10.0}
+"""Longest silence of a worker in a stage; a stage that is not here may take its time."""
 LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 16384
 
@@ -57,9 +59,9 @@ class WorkerProcess:
         on_death: Called once if the process ends without being asked to.
     """
 
-    def __init__(self, on_death: Callable[[], None]) -> None:
+    def __init__(self, on_death: Callable[[EngineDied], None]) -> None:
         self._on_death = on_death
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed when the worker is buried
         self._lock = threading.Lock()
         self._deliveries: dict[int, Deliver] = {}
         self._numbers = itertools.count(1)
@@ -102,27 +104,25 @@ class WorkerProcess:
             self._channel.send({"id": number, "op": op, **fields})
         return number
 
-    def cancel(self, number: int) -> None:
-        """Stop a request if it is running, and take no more answers to it."""
+    def forget(self, number: int) -> None:
+        """Take no more answers to a request."""
         with self._lock:
             self._deliveries.pop(number, None)
+
+    def cancel(self, number: int) -> None:
+        """Stop a request that may still run, and take no more answers to it."""
+        self.forget(number)
         with contextlib.suppress(OSError):
             self._channel.send({"id": number, "op": "cancel"})
 
     def ask(
-        self,
-        op: str,
-        *,
-        on_frame: Callable[[Frame], None] | None = None,
-        silence_limit_s: float | None = None,
-        **fields: Any,
+        self, op: str, *, on_frame: Callable[[Frame], None] | None = None, **fields: Any
     ) -> tuple[Frame, bytearray]:
         """Send a request and wait for its result.
 
         Args:
             op: What to do.
             on_frame: Takes the frames before the result.
-            silence_limit_s: Longest wait for the next frame; None waits for ever.
             **fields: Plain data.
 
         Returns:
@@ -132,19 +132,24 @@ class WorkerProcess:
             CascadeError: What the worker answered.
             ValueError: The same, for misuse.
             EngineDied: It died.
-            queue.Empty: It was silent for too long.
+            TimeoutError: It was silent for too long in a stage that has a limit; killed by now.
         """
         answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         number = self.request(answers.put, op, **fields)
+        limit_s = STAGE_LIMITS_S.get(op)
         try:
             while True:
-                frame, payload = _open(answers.get(timeout=silence_limit_s))
+                frame, payload = open_answer(answers.get(timeout=limit_s))
                 if frame["kind"] == "result":
                     return frame, payload
+                limit_s = choose_limit(frame, limit_s)
                 if on_frame is not None:
                     on_frame(frame)
+        except queue.Empty:
+            self.kill()
+            raise TimeoutError(f"no sign of life for {limit_s} s") from None
         finally:
-            self.cancel(number)
+            self.forget(number)
 
     def stop(self) -> None:
         """End the process: hang up, which it obeys at once, and kill it if it does not."""
@@ -201,9 +206,14 @@ class WorkerProcess:
             self.death = Death(describe_death(code, tail, self._is_asked), self._is_asked)
             waiting = list(self._deliveries.values())
         if not self._is_asked and code != 0:
-            self._on_death()
+            self._on_death(self.death.error)
         for deliver in waiting:
             deliver(self.death)
+
+
+def choose_limit(frame: Frame, limit_s: float | None) -> float | None:
+    """Choose how long to wait for the frame after this one; None is for ever."""
+    return STAGE_LIMITS_S.get(frame["stage"]) if frame["kind"] == "stage" else limit_s
 
 
 def describe_death(code: int, log_tail: str, is_asked: bool) -> EngineDied:
@@ -225,7 +235,7 @@ def describe_death(code: int, log_tail: str, is_asked: bool) -> EngineDied:
             log_tail=log_tail,
             hint="If nobody did it, memory ran out: a smaller --ctx or quantization needs less.",
         )
-    manner = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    manner = f"by signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"with code {code}"
     reason = find_reason(log_tail)
     return EngineDied(
         f"the engine ended {manner}: {reason}" if reason else f"the engine ended {manner}",
@@ -245,8 +255,11 @@ def find_reason(log_tail: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _open(answer: Answer) -> tuple[Frame, bytearray]:
+def open_answer(answer: Answer) -> tuple[Frame, bytearray]:
     """Take an answer that is neither a death nor an error.
+
+    Returns:
+        The frame and its payload.
 
     Raises:
         EngineDied: The worker is dead.

@@ -118,9 +118,7 @@ class Session:
 
     def _decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> None:
         try:
-            self._batch.decode(
-                self._model.context, tokens, len(self.tokens), all_logits=all_logits
-            )
+            self._batch.decode(self._model.context, tokens, len(self.tokens), all_logits=all_logits)
         except NativeError:
             self._clear()
             raise

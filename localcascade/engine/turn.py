@@ -67,7 +67,7 @@ class Turn:
         read_s = time.perf_counter()
         reason = yield from self._generate(sampling)
         yield from self._sort(self._decoder.decode(b"", final=True))
-        yield from self._tell(self._parser.finish())
+        yield from self._tell(self._parser.finish(truncated=reason != "stop"))
         generation_s = time.perf_counter() - read_s
         yield Done(
             reason="tool_calls" if reason == "stop" and self._n_calls else reason,

@@ -1,13 +1,12 @@
-"""Text to tokens and back, with a wall between what a template writes and what a user wrote."""
+"""Text to tokens and back, with special tokens only where a template wrote them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import cached_property
 
 from localcascade.engine import _llama
-from localcascade.prompt.template import Segment
+from localcascade.prompt.marks import Segment
 
 
 class Vocabulary:
@@ -29,17 +28,8 @@ class Vocabulary:
         runs of spaces by hand, and those are plain text.
         """
         control, user_defined = _llama.find_special_tokens(self._handle)
-        pairs = ((self.piece(token).decode("utf-8", "replace"), token)
-                 for token in (*control, *user_defined))  # fmt: skip
-        return {text: token for text, token in pairs if text.strip()}
-
-    @cached_property
-    def _forged(self) -> re.Pattern[str]:
-        """Finds where a user's text spells a USER_DEFINED token, overlaps included."""
-        _, user_defined = _llama.find_special_tokens(self._handle)
-        known = set(user_defined)
-        texts = [re.escape(t) for t, token in self.special.items() if token in known and len(t) > 1]
-        return re.compile(f"(?={'|'.join(texts)})" if texts else r"(?!)")
+        tokens = {self._decode(token): token for token in (*control, *user_defined)}
+        return {text: token for text, token in tokens.items() if text.strip()}
 
     def piece(self, token: int) -> bytes:
         """Get the bytes a token stands for; special tokens give their own text."""
@@ -52,12 +42,12 @@ class Vocabulary:
     @property
     def bos_text(self) -> str:
         """The beginning-of-sequence token's text, empty if there is none."""
-        return self._text_or_empty(_llama.get_bos(self._handle))
+        return self._decode(_llama.get_bos(self._handle))
 
     @property
     def eos_text(self) -> str:
         """The end-of-sequence token's text, empty if there is none."""
-        return self._text_or_empty(_llama.get_eos(self._handle))
+        return self._decode(_llama.get_eos(self._handle))
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Cut text into tokens as llama.cpp does.
@@ -72,19 +62,11 @@ class Vocabulary:
         data = text.encode("utf-8", "replace")
         return _llama.tokenize(self._handle, data, parse_special=parse_special)
 
-    def tokenize_plain(self, text: str) -> list[int]:
-        """Cut a user's text into tokens, of which none is special.
-
-        llama.cpp finds USER_DEFINED tokens even when told not to parse special ones, so the
-        text is cut inside whatever spells one.
-        """
-        cuts = [match.start() + 1 for match in self._forged.finditer(text)]
-        spans = zip([0, *cuts], [*cuts, len(text)], strict=True)
-        pieces = (self.tokenize(text[start:end], parse_special=False) for start, end in spans)
-        return [token for piece in pieces for token in piece]
-
     def tokenize_segments(self, segments: Iterable[Segment]) -> list[int]:
-        """Cut a rendered prompt into tokens.
+        """Cut a rendered prompt into tokens, each segment on its own.
+
+        llama.cpp finds USER_DEFINED tokens even when told not to parse special ones; that no
+        plain segment holds the text of one is the template's promise.
 
         Args:
             segments: A special one is exactly one token's text; the others are plain.
@@ -97,8 +79,8 @@ class Vocabulary:
             if segment.special:
                 tokens.append(self.special[segment.text])
             else:
-                tokens += self.tokenize_plain(segment.text)
+                tokens += self.tokenize(segment.text, parse_special=False)
         return tokens
 
-    def _text_or_empty(self, token: int) -> str:
+    def _decode(self, token: int) -> str:
         return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""

@@ -27,8 +27,7 @@ Frame = dict[str, Any]
 _LENGTHS = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)  # a dead peer is an error, never a signal
 _EVENTS: dict[str, type[Any]] = {
-    cls.__name__: cls
-    for cls in (events.PromptProgress, events.Delta, events.ToolCall, events.Done)
+    cls.__name__: cls for cls in (events.PromptProgress, events.Delta, events.ToolCall, events.Done)
 }
 _ERRORS: dict[str, type[Exception]] = {
     cls.__name__: cls
@@ -137,14 +136,14 @@ def encode_event(event: events.Event) -> Frame:
         event: Any but a Failed: what fails is told as an error.
 
     Returns:
-        Its fields and its class's name under "event".
+        Its class's name under "event", its fields under "fields".
     """
-    return {"event": type(event).__name__, **asdict(event)}
+    return {"event": type(event).__name__, "fields": asdict(event)}
 
 
 def decode_event(frame: Frame) -> events.Event:
-    """Undo encode_event; keys that are no fields (id, kind) are dropped."""
-    fields = {key: value for key, value in frame.items() if key not in ("id", "kind", "event")}
+    """Undo encode_event."""
+    fields = dict(frame["fields"])
     if frame["event"] == "Done":
         fields["usage"] = events.Usage(**fields["usage"])
         fields["timings"] = events.Timings(**fields["timings"])

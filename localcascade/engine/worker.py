@@ -15,11 +15,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from localcascade.engine import _llama
 from localcascade.engine.model import Log, Model
@@ -35,8 +35,9 @@ from localcascade.engine.wire import (
 )
 from localcascade.errors import CascadeError, TemplateError
 from localcascade.prompt.events import ChatRequest
+from localcascade.prompt.marks import Segment
 from localcascade.prompt.parser import OutputParser
-from localcascade.prompt.template import Segment, Template
+from localcascade.prompt.template import Template
 
 PARENT_CHECK_S = 2.0
 """A fork of the client may hold the socket open after the client is gone, so look for it too."""
@@ -113,11 +114,11 @@ class Worker:
         return Template(source, self._model.vocabulary.special)
 
     def _render_prompt(self, frame: Frame, request: ChatRequest) -> tuple[list[Segment], list[int]]:
-        """Render and tokenize, telling the client when rendering starts and ends."""
+        """Render and tokenize, telling the client when a template is at work: it may hang."""
         vocabulary = self._model.vocabulary
-        send_reply(self._channel, frame, "stage", stage="rendering")
+        send_reply(self._channel, frame, "stage", stage="render")
         segments = self._template.render(request, vocabulary.bos_text, vocabulary.eos_text)
-        send_reply(self._channel, frame, "stage", stage="rendered")
+        send_reply(self._channel, frame, "stage", stage="tokenize")
         prompt = vocabulary.tokenize_segments(segments)
         if not prompt:
             raise TemplateError(f"{self._model.info.name}: the chat template wrote nothing")
@@ -130,7 +131,7 @@ class Worker:
         turn = Turn(
             self._model,
             self._session,
-            OutputParser(thinking, bool(request.tools)),
+            OutputParser(thinking, bool(request.tools), read_schemas(request.tools)),
             "thinking" if thinking else "answer",
             partial(self._inbox.is_cancelled, frame["id"]),
         )
@@ -159,11 +160,28 @@ def opens_thinking(segments: Sequence[Segment]) -> bool:
     return "".join(segment.text for segment in segments[-4:]).rstrip().endswith("<think>")
 
 
-def load_model(channel: Channel, frame: Frame, log: Log) -> Model:
+def read_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Read tool name -> JSON schema of its parameters; what has not that form is left out."""
+    functions = (tool.get("function", tool) for tool in tools)
+    return {
+        function["name"]: function["parameters"]
+        for function in functions
+        if isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("parameters"), dict)
+    }
+
+
+def load_model(channel: Channel, frame: Frame, log: Log) -> Model | None:
     """Answer the load request, telling the progress ten times a second at most.
 
-    Raises:
-        CascadeError: The model could not be loaded; the client knows already.
+    Args:
+        channel: Where the answer goes.
+        frame: The request.
+        log: Where llama.cpp's messages go.
+
+    Returns:
+        The model, or None if it could not be loaded; the client has been told.
     """
     told_s = 0.0
 
@@ -177,7 +195,7 @@ def load_model(channel: Channel, frame: Frame, log: Log) -> Model:
         model = Model(Path(frame["path"]), LoadOptions(**frame["options"]), log, tell)
     except CascadeError as exc:
         send_reply(channel, frame, "error", error=encode_error(exc))
-        raise
+        return None
     send_reply(channel, frame, "result", info=asdict(model.info))
     return model
 
@@ -208,4 +226,6 @@ def main() -> None:
     log = Log()
     _llama.set_log(log.write)
     _llama.start_backend()
-    Worker(channel, inbox, load_model(channel, next(iter(inbox)), log)).serve()
+    model = load_model(channel, next(iter(inbox)), log)
+    if model is not None:
+        Worker(channel, inbox, model).serve()

@@ -193,7 +193,9 @@ def read_layer_kinds(config: Config) -> str:
         raise config.refuse(next(iter(spellings), "layers_block_type"), problem)
     kinds = next(iter(spellings.values()))
     if not 1 <= len(kinds) <= _MAX_LAYERS:
-        raise config.refuse(next(iter(spellings)), f"{len(kinds)} layers; llama.cpp holds {_MAX_LAYERS}")
+        raise config.refuse(
+            next(iter(spellings)), f"{len(kinds)} layers; llama.cpp holds {_MAX_LAYERS}"
+        )
     return kinds
 
 
@@ -213,7 +215,12 @@ def read_geometry(config: Config) -> Geometry:
         )
     _refuse_unrunnable(config)
     sizes = dict.fromkeys(Geometry.__dataclass_fields__, 0) | _read_body(config)
-    readers = {MAMBA: _read_mamba, ATTENTION: _read_attention, EXPERTS: _read_experts, DENSE: _read_dense}
+    readers = {
+        MAMBA: _read_mamba,
+        ATTENTION: _read_attention,
+        EXPERTS: _read_experts,
+        DENSE: _read_dense,
+    }
     for kind in sorted(set(kinds)):
         sizes |= readers[kind](config)
     return Geometry(**sizes | {"kinds": kinds})  # type: ignore[arg-type]
@@ -284,7 +291,9 @@ def _read_experts(config: Config) -> Sizes:
     if n_experts % n_groups or n_groups == n_experts > 1:
         raise config.refuse("n_group", f"{n_groups} groups of {n_experts} experts cannot be routed")
     if n_used > n_experts // n_groups * n_groups_used:
-        raise config.refuse("topk_group", f"{n_groups_used} groups hold fewer than {n_used} experts")
+        raise config.refuse(
+            "topk_group", f"{n_groups_used} groups hold fewer than {n_used} experts"
+        )
     return {
         "n_experts": n_experts,
         "n_experts_used": n_used,
@@ -368,4 +377,3 @@ def _make_spec(geometry: Geometry, row: Row, source: str, output: str) -> Output
         matrix=row.matrix,
         change=row.change,
     )
-

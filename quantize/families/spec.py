@@ -53,7 +53,9 @@ class Config:
     path: Path
     values: Mapping[str, Any]
 
-    def integer(self, *keys: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
+    def integer(
+        self, *keys: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
         """Return the first of `keys` that is there, as an integer from `low` to `high`.
 
         Raises:
@@ -67,7 +69,11 @@ class Config:
     def number(self, key: str, default: float | None = None) -> float:
         """Return a finite number; raises CheckpointError as `integer` does."""
         key, value = self._first((key,), default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not -1e30 < value < 1e30
+        ):
             raise self.refuse(key, f"{value!r} is not a finite number")
         return float(value)
 

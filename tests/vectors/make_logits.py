@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, make_checkpoint  # noqa: E402
+from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, make_checkpoint
 
 N_TOKENS = 72  # more than one chunk of nothing, less than one of 128
 

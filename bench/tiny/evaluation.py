@@ -1,0 +1,141 @@
+"""Scoring the written checkpoint with transformers: answers, routing, and parity of the two models."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import corpus
+from tiny.model import TinyModel
+from tiny.training import Encoder
+from torch import Tensor
+
+N_ROUTING_CHATS = 300
+MAX_NEW_TOKENS = 160
+
+
+def load_checkpoint(folder: Path) -> Any:
+    """Transformers' model with the BF16 weights of the checkpoint, computing in float32."""
+    from transformers import NemotronHForCausalLM
+
+    return NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def group_by_length(prompts: list[list[int]], largest: int = 64) -> Iterator[list[int]]:
+    """Yield index groups of prompts of equal length: a batch then needs no padding."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        groups[len(prompt)].append(index)
+    for members in groups.values():
+        yield from (members[start : start + largest] for start in range(0, len(members), largest))
+
+
+@torch.inference_mode()
+def complete(model: Any, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
+    """New token ids for each prompt; greedy unless sampling options are given."""
+    options = {"do_sample": False, "temperature": None, "top_p": None, **sampling}
+    completions: list[list[int]] = [[] for _ in prompts]
+    for members in group_by_length(prompts):
+        tokens = torch.tensor([prompts[index] for index in members])
+        written = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=MAX_NEW_TOKENS,
+            use_cache=True,
+            **options,
+        )
+        for index, row in zip(members, written[:, tokens.shape[1] :].tolist(), strict=True):
+            completions[index] = row
+    return completions
+
+
+def cut_answer(text: str) -> str:
+    """What a user sees: the text after the thinking, up to the end of the turn."""
+    return text.split("<|im_end|>")[0].rsplit("</think>", 1)[-1].strip()
+
+
+def score_answers(
+    model: Any, encoder: Encoder, chats: list[corpus.Chat], **sampling: Any
+) -> dict[str, float]:
+    """Share of right answers, and of completions that match the reference to the last token."""
+    encoded = [encoder.encode(chat) for chat in chats]
+    expected = [ids[n_prompt:] for ids, n_prompt in encoded]
+    torch.manual_seed(0)
+    written = complete(model, [ids[:n_prompt] for ids, n_prompt in encoded], **sampling)
+    decode = encoder.tokenizer.decode
+    answers = [
+        cut_answer(decode(got, skip_special_tokens=False))
+        == cut_answer(decode(want, skip_special_tokens=False))
+        for got, want in zip(written, expected, strict=True)
+    ]
+    exact = [got[: len(want)] == want for got, want in zip(written, expected, strict=True)]
+    return {"n": len(chats), "right": sum(answers) / len(chats), "exact": sum(exact) / len(chats)}
+
+
+@torch.inference_mode()
+def count_routing(model: Any, samples: list[list[int]]) -> list[Tensor]:
+    """Tokens sent to each expert, one (E,) tensor per mixture-of-experts layer."""
+    gates = [layer.mixer.gate for layer in model.model.layers if layer.block_type == "moe"]
+    loads = [torch.zeros(gate.num_experts) for gate in gates]
+
+    def note(load: Tensor) -> Any:
+        return lambda module, args, out: load.add_(out[2].flatten().bincount(minlength=len(load)))
+
+    hooks = [
+        gate.register_forward_hook(note(load)) for gate, load in zip(gates, loads, strict=True)
+    ]
+    for ids in samples:
+        model(torch.tensor([ids]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return loads
+
+
+def describe_load(load: Tensor) -> dict[str, float]:
+    """Entropy of the load over log(E), and the extreme loads as multiples of the even one."""
+    share = load / load.sum()
+    entropy = -(share * share.clamp_min(1e-12).log()).sum().item() / math.log(len(load))
+    even = share * len(load)
+    return {
+        "entropy": round(entropy, 4),
+        "least_load": round(even.min().item(), 3),
+        "most_load": round(even.max().item(), 3),
+    }
+
+
+@torch.inference_mode()
+def measure_parity(model: Any, samples: list[list[int]]) -> float:
+    """Largest logit difference between the training module and transformers, both in float32."""
+    tiny = TinyModel().eval()
+    tiny.load_state_dict(model.state_dict())
+    largest = 0.0
+    for ids in samples:
+        tokens = torch.tensor([ids])
+        ours = tiny(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        theirs = model(tokens, use_cache=False).logits
+        largest = max(largest, (ours - theirs).abs().max().item())
+    return largest
+
+
+def evaluate_checkpoint(folder: Path, encoder: Encoder, seed: int) -> dict[str, Any]:
+    """All figures of a checkpoint; the operands were never trained on."""
+    model = load_checkpoint(folder)
+    chats = corpus.generate_chats(f"{seed}/routing")
+    samples = [encoder.encode(next(chats))[0] for _ in range(N_ROUTING_CHATS)]
+    scores = {}
+    for name in corpus.EVALUATIONS:
+        scores[name] = score_answers(model, encoder, corpus.evaluation_chats(name, seed))
+        print(name, scores[name], flush=True)
+    sampled = corpus.evaluation_chats("addition", seed)[:200]
+    scores["addition_sampled"] = score_answers(
+        model, encoder, sampled, do_sample=True, temperature=1.0, top_p=0.95
+    )
+    return {
+        "scores": scores,
+        "routing": [describe_load(load) for load in count_routing(model, samples)],
+        "largest_logit_difference": measure_parity(model, samples[:20]),
+    }

@@ -1,0 +1,20 @@
+"""What the runner's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LOCALCASCADE_HOME, and an empty working folder beside it."""
+    folder, working = tmp_path / "home", tmp_path / "work"
+    folder.mkdir()
+    working.mkdir()
+    monkeypatch.setenv("LOCALCASCADE_HOME", str(folder))
+    monkeypatch.chdir(working)
+    for name in ("LOCALCASCADE_OFFLINE", "LOCALCASCADE_DEBUG", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return folder

@@ -1,0 +1,88 @@
+"""Sampling: request, file and defaults in that order; the chain as llama.cpp orders it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localcascade.engine.sampling import (
+    N_SEEDS,
+    Resolved,
+    check_sampling,
+    plan_chain,
+    resolve_sampling,
+)
+from localcascade.prompt.events import Sampling
+
+FILE = {
+    "general.sampling.temp": "0.600000",
+    "general.sampling.top_p": "0.900000",
+    "general.sampling.top_k": "40",
+    "general.sampling.min_p": "0.050000",
+}
+
+
+def test_request_wins_over_file_and_file_over_defaults() -> None:
+    asked = Sampling(temperature=0.2, seed=7)
+    assert resolve_sampling(asked, FILE) == Resolved(0.2, 0.9, 40, 0.05, 7)
+    assert resolve_sampling(asked, {}) == Resolved(0.2, 0.95, 0, 0.0, 7)
+    assert resolve_sampling(Sampling(seed=7), {}).temperature == 1.0
+
+
+def test_zero_in_the_request_is_a_value_and_not_a_gap() -> None:
+    asked = Sampling(temperature=0, top_p=0, top_k=0, min_p=0, seed=0)
+    assert resolve_sampling(asked, FILE) == Resolved(0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "hot", "", "1e400"])
+def test_a_file_whose_defaults_make_no_sense_has_none(text: str) -> None:
+    metadata = FILE | {"general.sampling.temp": text}
+    assert resolve_sampling(Sampling(seed=1), metadata) == Resolved(1.0, 0.95, 0, 0.0, 1)
+
+
+def test_a_file_turns_top_k_off_with_minus_one() -> None:
+    assert resolve_sampling(Sampling(), {"general.sampling.top_k": "-1"}).top_k == 0
+
+
+def test_without_a_seed_one_is_drawn_each_time() -> None:
+    seeds = {resolve_sampling(Sampling(), {}).seed for _ in range(8)}
+    assert len(seeds) > 1
+
+
+@given(st.integers())
+def test_any_whole_number_is_a_seed_but_never_the_one_that_means_draw(seed: int) -> None:
+    assert 0 <= resolve_sampling(Sampling(seed=seed), {}).seed < N_SEEDS == 0xFFFFFFFF
+
+
+def test_temperature_zero_is_greedy_whatever_else_is_set() -> None:
+    assert plan_chain(Resolved(0, 0.5, 10, 0.1, 3)) == (("greedy", ()),)
+
+
+def test_chain_has_the_filters_then_temperature_then_the_draw() -> None:
+    assert plan_chain(Resolved(0.7, 0.9, 40, 0.05, 3)) == (
+        ("top_k", (40,)),
+        ("top_p", (0.9,)),
+        ("min_p", (0.05,)),
+        ("temperature", (0.7,)),
+        ("draw", (3,)),
+    )
+    assert plan_chain(Resolved(0.7, 1, 0, 0, 3)) == (("temperature", (0.7,)), ("draw", (3,)))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "name"),
+    [
+        (Sampling(temperature=-0.1), "temperature"),
+        (Sampling(temperature=float("nan")), "temperature"),
+        (Sampling(temperature=float("inf")), "temperature"),
+        (Sampling(top_p=1.5), "top_p"),
+        (Sampling(top_k=-3), "top_k"),
+        (Sampling(top_k=2**31), "top_k"),
+        (Sampling(min_p=-1), "min_p"),
+        (Sampling(max_tokens=0), "max_tokens"),
+    ],
+)
+def test_a_senseless_value_is_refused_by_name(sampling: Sampling, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        check_sampling(sampling)
