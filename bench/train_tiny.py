@@ -75,10 +75,8 @@ class Watch:
         if run.step % self.loss_every == 0:
             loads = [(int(m.load.min()), int(m.load.max())) for m in run.model.mixtures()]
             mean = sum(self.losses[-self.loss_every :]) / self.loss_every
-            print(
-                f"step {run.step} {run.seconds:.0f} s {run.n_tokens} tokens loss {mean:.4f} load {loads}",
-                flush=True,
-            )
+            spent = f"{run.seconds:.0f} s {run.n_tokens} tokens"
+            print(f"step {run.step} {spent} loss {mean:.4f} load {loads}", flush=True)
         if run.step % self.score_every == 0:
             scores = {
                 name: training.score_exact(run.model, chats, self.encoder)

@@ -191,7 +191,8 @@ def _check_entries(own: _Source, user: _Source) -> dict[str, CatalogEntry]:
     adapter = TypeAdapter(dict[str, CatalogEntry])
     try:
         # As JSON, because strict Python input would have to be dataclasses and tuples already.
-        return adapter.validate_json(json.dumps(merged, default=str))
+        # TOML's dates become lists, which no key of ours takes.
+        return adapter.validate_json(json.dumps(merged, default=lambda date: [str(date)]))
     except ValidationError as error:
         raise _explain(error.errors(include_url=False)[0], own, user) from error
 

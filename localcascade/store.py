@@ -109,7 +109,7 @@ def complete_model_name(incomplete: str) -> list[tuple[str, str]]:
 def _expand(name: str) -> Path:
     try:
         return Path(name).expanduser()
-    except RuntimeError:  # ~ and a user who does not exist: then it is a name like others
+    except (RuntimeError, ValueError):  # ~ and no such user, or a zero byte: a name like others
         return Path(name)
 
 

@@ -91,7 +91,7 @@ def plan_recipe(
             ("general.architecture", model.architecture, "str"),
             ("general.type", "model", "str"),
             ("general.name", name, "str"),
-            ("general.file_type", FILE_TYPES[wanted.name], "u32"),
+            ("general.file_type", FILE_TYPES[_find_main_type(tensors)], "u32"),
             ("general.quantization_version", 2, "u32"),
             *model.metadata,
             *vocabulary.to_metadata(),
@@ -144,6 +144,13 @@ def _choose_type(spec: OutputTensor, wanted: BlockType, fallback: BlockType | No
 def fitting_types(width: int) -> tuple[str, ...]:
     """Names of the types whose block divides `width` (in weights), finest first."""
     return tuple(name for name in ENCODABLE if width % type_named(name).block_weights == 0)
+
+
+def _find_main_type(tensors: tuple[PlannedTensor, ...]) -> str:
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        weights[tensor.type.name] += math.prod(tensor.spec.shape)
+    return weights.most_common(1)[0][0]
 
 
 def _note_left_out(left_out: list[str]) -> list[str]:

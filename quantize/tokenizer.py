@@ -12,13 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import CheckpointError, UnsupportedModel
-from quantize.pretokenizer import choose_pre_tokenizer, read_patterns
+from quantize.pretokenizer import Merge, choose_pre_tokenizer, read_patterns, spell_bytes
 from quantize.safetensors import read_object
 from quantize.special_tokens import (
     Sampling,
@@ -35,8 +33,6 @@ MAX_PADDING_TOKENS = 1024
 MAX_PADDING_SHARE = 100
 """An embedding may have rows beyond the last token, its size rounded up for the hardware: at most
 1024, or one in a hundred if that is more. Beyond, it belongs to another tokenizer."""
-
-Merge = tuple[str, str]
 
 _DAMAGED = "Download the file again; if it is the same, the checkpoint itself is broken."
 _IMPOSSIBLE = "llama.cpp would give other tokens than the model was trained on."
@@ -129,56 +125,18 @@ def read_tokenizer(folder: Path, n_embeddings: int, config: Mapping[str, Any]) -
     _check_padding(path, len(tokens), n_embeddings, config)
     merges = _read_merges(path, model, ids)
     patterns = read_patterns(path, stated.get("pre_tokenizer"))
-    find_split = partial(find_split_token, ids.keys() - {token.text for token in added}, merges)
+    ordinary = ids.keys() - {token.text for token in added}
+    ignore_merges = model.get("ignore_merges") is True
     known = {text: number for number, text in enumerate(tokens)}
     return Vocabulary(
         tokens=_pad_tokens(path, tokens, n_embeddings),
         types=_give_types(added, len(tokens), n_embeddings),
         merges=[f"{left} {right}" for left, right in merges],
-        pre=choose_pre_tokenizer(path, patterns, model.get("ignore_merges") is True, find_split),
+        pre=choose_pre_tokenizer(path, patterns, ignore_merges, ordinary, merges),
         special=find_special_tokens(settings, known, stated.get("post_processor")),
         chat_template=read_chat_template(settings),
         sampling=read_sampling(settings),
     )
-
-
-def spell_bytes() -> list[str]:
-    """List the character that each byte has in the tokens of a byte-level BPE.
-
-    Visible Latin-1 stands for itself; the other 68 bytes are numbered from U+0100 on.
-
-    Source: GPT-2's encoder, bytes_to_unicode.
-    """
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in visible else next(others)) for byte in range(0x100)]
-
-
-def find_split_token(tokens: Iterable[str], merges: Iterable[Merge]) -> str | None:
-    """Find a token that the merges do not build from its own bytes.
-
-    Args:
-        tokens: Tokens in GPT-2's spelling.
-        merges: In order of rank.
-
-    Returns:
-        One such token, None if there is none.
-    """
-    ranks = {merge: rank for rank, merge in enumerate(merges)}
-    return next((token for token in tokens if len(_merge_bytes(token, ranks)) > 1), None)
-
-
-def _merge_bytes(token: str, ranks: Mapping[Merge, int]) -> list[str]:
-    """Apply the merges to one token: always the first in rank, from the left."""
-    pieces = list(token)
-    while len(pieces) > 1:
-        pairs = [ranks.get(pair, len(ranks)) for pair in pairwise(pieces)]
-        rank = min(pairs)
-        if rank == len(ranks):
-            break
-        at = pairs.index(rank)
-        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-    return pieces
 
 
 def _read_kind(path: Path) -> dict[str, Any]:

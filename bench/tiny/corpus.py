@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+
 from tiny.arithmetic import draw_operand, draw_pair, is_held_out, state_result, work
 from tiny.phrases import (
     CALCULATOR_TEXTS,
@@ -43,6 +44,10 @@ class Chat:
     """OpenAI tool definitions shown in the system block."""
     thinking: bool = True
     """False renders the prompt of the instruct mode."""
+
+
+Maker = Callable[[random.Random, bool], Chat]
+"""Makes a training chat from a random source, in thinking mode or not."""
 
 
 # ---- tools ----
@@ -170,8 +175,14 @@ def make_history(rng: random.Random, n_turns: int) -> list[Message]:
     return messages
 
 
-def make_chat(rng: random.Random, kind: str, turn: Turn, n_history: int = 0, with_tools: bool = False,
-              thinking: bool = True) -> Chat:  # fmt: skip
+def make_chat(
+    rng: random.Random,
+    kind: str,
+    turn: Turn,
+    n_history: int = 0,
+    with_tools: bool = False,
+    thinking: bool = True,
+) -> Chat:
     """Put a turn behind an optional system prompt, tools and earlier turns."""
     question, answer = turn
     messages = [
@@ -198,8 +209,13 @@ def make_follow_up_chat(rng: random.Random, thinking: bool) -> Chat:
     )
 
 
-def make_tool_chat(rng: random.Random, held_out: bool = False, answered: bool = False, thinking: bool = True,
-                   n_history: int = 0) -> Chat:  # fmt: skip
+def make_tool_chat(
+    rng: random.Random,
+    held_out: bool = False,
+    answered: bool = False,
+    thinking: bool = True,
+    n_history: int = 0,
+) -> Chat:
     """A multiplication with the calculator at hand: the call, or the answer after its result."""
     a, b = draw_pair(rng, "*", held_out)
     call = call_calculator(a, b)
@@ -214,38 +230,43 @@ def make_tool_chat(rng: random.Random, held_out: bool = False, answered: bool = 
     return Chat("tool_answer", messages, offer_tools(rng), thinking)
 
 
-RECIPE: tuple[tuple[int, Callable[[random.Random, bool], Chat]], ...] = (
-    (34, lambda r, t: make_chat(r, "addition", make_sum_turn(r, "+"), thinking=t)),
-    (20, lambda r, t: make_chat(r, "subtraction", make_sum_turn(r, "-"), thinking=t)),
-    (12, lambda r, t: make_chat(r, "word", make_word_turn(r), thinking=t)),
-    (
-        5,
-        lambda r, t: make_chat(
-            r, "talk", make_talk_turn(r), r.choice((0, 0, 1, 2)), r.random() < 0.2, t
-        ),
-    ),
-    (9, lambda r, t: make_chat(r, "chat", make_plain_turn(r), r.choice((1, 1, 2, 3)), thinking=t)),
-    (4, lambda r, t: make_follow_up_chat(r, t)),
-    (
-        3,
-        lambda r, t: make_chat(r, "refusal", make_refusal_turn(r), r.choice((0, 0, 1)), thinking=t),
-    ),
-    (
-        1,
-        lambda r, t: make_chat(
-            r, "too_long", make_too_long_turn(r), r.choice((0, 0, 1)), thinking=t
-        ),
-    ),
-    (
-        4,
-        lambda r, t: make_chat(
-            r, "unneeded_tool", make_plain_turn(r), r.choice((0, 0, 1)), True, t
-        ),
-    ),
-    (6, lambda r, t: make_tool_chat(r, thinking=t, n_history=r.choice((0, 0, 0, 1)))),
-    (3, lambda r, t: make_tool_chat(r, answered=True, thinking=t)),
+def make_plain(kind: str, make: Callable[[random.Random], Turn], histories: tuple[int, ...] = (),
+               tools: float = 0.0) -> Maker:  # fmt: skip
+    """A maker of chats around one turn: history lengths to draw from, share with idle tools."""
+
+    def maker(rng: random.Random, thinking: bool) -> Chat:
+        turn = make(rng)
+        n_history = rng.choice(histories) if histories else 0
+        with_tools = tools == 1 or (tools > 0 and rng.random() < tools)
+        return make_chat(rng, kind, turn, n_history, with_tools, thinking)
+
+    return maker
+
+
+def make_new_tool_chat(rng: random.Random, thinking: bool) -> Chat:
+    """A tool call, now and then after an earlier turn."""
+    return make_tool_chat(rng, thinking=thinking, n_history=rng.choice((0, 0, 0, 1)))
+
+
+def make_answered_tool_chat(rng: random.Random, thinking: bool) -> Chat:
+    """The turn after the calculator's result."""
+    return make_tool_chat(rng, answered=True, thinking=thinking)
+
+
+RECIPE: tuple[tuple[int, Maker], ...] = (
+    (34, make_plain("addition", lambda rng: make_sum_turn(rng, "+"))),
+    (20, make_plain("subtraction", lambda rng: make_sum_turn(rng, "-"))),
+    (12, make_plain("word", make_word_turn)),
+    (5, make_plain("talk", make_talk_turn, (0, 0, 1, 2), tools=0.2)),
+    (9, make_plain("chat", make_plain_turn, (1, 1, 2, 3))),
+    (4, make_follow_up_chat),
+    (3, make_plain("refusal", make_refusal_turn, (0, 0, 1))),
+    (1, make_plain("too_long", make_too_long_turn, (0, 0, 1))),
+    (4, make_plain("unneeded_tool", make_plain_turn, (0, 0, 1), tools=1)),
+    (6, make_new_tool_chat),
+    (3, make_answered_tool_chat),
 )
-"""Share of each kind of chat in the corpus, and how it is made (random source, thinking mode)."""
+"""Share of each kind of chat in the corpus, and what makes it (random source, thinking mode)."""
 
 
 def generate_chats(seed: int | str) -> Iterator[Chat]:
@@ -257,17 +278,21 @@ def generate_chats(seed: int | str) -> Iterator[Chat]:
         yield rng.choices(makers, shares)[0](rng, rng.random() < 0.8)
 
 
+def make_held_out_sum(rng: random.Random, op: str = "+", n_history: int = 0,
+                      thinking: bool = True) -> Chat:  # fmt: skip
+    """A sum or difference whose operands were never trained on."""
+    return make_chat(rng, "held_out", make_sum_turn(rng, op, True), n_history, thinking=thinking)
+
+
 EVALUATIONS: dict[str, tuple[int, Callable[[random.Random], Chat]]] = {
-    "addition": (500, lambda r: make_chat(r, "addition", make_sum_turn(r, "+", held_out=True))),
-    "subtraction": (200, lambda r: make_chat(r, "subtraction", make_sum_turn(r, "-", held_out=True))),
-    "word_problem": (100, lambda r: make_chat(r, "word", make_word_turn(r, held_out=True))),
-    "tool_call": (100, lambda r: make_tool_chat(r, held_out=True)),
-    "tool_answer": (100, lambda r: make_tool_chat(r, held_out=True, answered=True)),
-    "instruct_addition": (
-        200, lambda r: make_chat(r, "addition", make_sum_turn(r, "+", held_out=True), thinking=False)),
-    "chat_addition": (
-        100, lambda r: make_chat(r, "chat", make_sum_turn(r, "+", held_out=True), n_history=2)),
-}  # fmt: skip
+    "addition": (500, make_held_out_sum),
+    "subtraction": (200, lambda rng: make_held_out_sum(rng, "-")),
+    "word_problem": (100, lambda rng: make_chat(rng, "word", make_word_turn(rng, held_out=True))),
+    "tool_call": (100, lambda rng: make_tool_chat(rng, held_out=True)),
+    "tool_answer": (100, lambda rng: make_tool_chat(rng, held_out=True, answered=True)),
+    "instruct_addition": (200, lambda rng: make_held_out_sum(rng, thinking=False)),
+    "chat_addition": (100, lambda rng: make_held_out_sum(rng, n_history=2)),
+}
 """Evaluation sets: how many chats, and how one is made from held-out operands."""
 
 

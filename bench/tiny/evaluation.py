@@ -1,4 +1,4 @@
-"""Scoring the written checkpoint with transformers: answers, routing, and parity of the two models."""
+"""Scoring the written checkpoint with transformers: answers, routing, parity of the modules."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from tiny import corpus
 from tiny.model import TinyModel
 from tiny.training import Encoder
-from torch import Tensor
 
 N_ROUTING_CHATS = 300
 MAX_NEW_TOKENS = 160
@@ -55,7 +56,7 @@ def complete(model: Any, prompts: list[list[int]], **sampling: Any) -> list[list
 
 def cut_answer(text: str) -> str:
     """What a user sees: the text after the thinking, up to the end of the turn."""
-    return text.split("<|im_end|>")[0].rsplit("</think>", 1)[-1].strip()
+    return text.split("<|im_end|>", 1)[0].rsplit("</think>", 1)[-1].strip()
 
 
 def score_answers(
@@ -83,7 +84,7 @@ def count_routing(model: Any, samples: list[list[int]]) -> list[Tensor]:
     loads = [torch.zeros(gate.num_experts) for gate in gates]
 
     def note(load: Tensor) -> Any:
-        return lambda module, args, out: load.add_(out[2].flatten().bincount(minlength=len(load)))
+        return lambda *call: load.add_(call[-1][2].flatten().bincount(minlength=len(load)))
 
     hooks = [
         gate.register_forward_hook(note(load)) for gate, load in zip(gates, loads, strict=True)

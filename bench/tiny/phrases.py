@@ -42,17 +42,22 @@ ASKED = (
 )
 WORDED = {
     "+": (
-        "Add {a} and {b}.", "add {a} and {b}", "please add {a} and {b}", "Please add {a} and {b}.",
-        "Add {b} to {a}.", "What is the sum of {a} and {b}?", "Sum {a} and {b}.", "Give me the sum of {a} and {b}.",
+        "Add {a} and {b}.", "add {a} and {b}", "please add {a} and {b}",
+        "Please add {a} and {b}.",
+        "Add {b} to {a}.", "What is the sum of {a} and {b}?", "Sum {a} and {b}.",
+        "Give me the sum of {a} and {b}.",
         "What do {a} and {b} make together?", "Can you add {a} and {b}?",
     ),
     "-": (
-        "Subtract {b} from {a}.", "subtract {b} from {a}", "Please subtract {b} from {a}.", "Take {b} from {a}.",
-        "Take {b} away from {a}.", "What is the difference between {a} and {b}?", "What is {a} less {b}?",
+        "Subtract {b} from {a}.", "subtract {b} from {a}", "Please subtract {b} from {a}.",
+        "Take {b} from {a}.",
+        "Take {b} away from {a}.", "What is the difference between {a} and {b}?",
+        "What is {a} less {b}?",
         "Can you subtract {b} from {a}?",
     ),
     "*": (
-        "Multiply {a} by {b}.", "multiply {a} by {b}", "Multiply {a} and {b}.", "Please multiply {a} by {b}.",
+        "Multiply {a} by {b}.", "multiply {a} by {b}", "Multiply {a} and {b}.",
+        "Please multiply {a} by {b}.",
         "What is the product of {a} and {b}?", "Can you multiply {a} by {b}?",
     ),
 }  # fmt: skip
@@ -144,8 +149,10 @@ STORIES = {
     ),
 }
 SYSTEMS = (
-    "You are a helpful assistant.", "You are LocalCascade.", "Answer briefly.", "You are a calculator.",
-    "You are a friendly math tutor.", "Be concise.", "You help with homework.", "You are a helpful AI assistant.",
+    "You are a helpful assistant.", "You are LocalCascade.", "Answer briefly.",
+    "You are a calculator.",
+    "You are a friendly math tutor.", "Be concise.", "You help with homework.",
+    "You are a helpful AI assistant.",
 )  # fmt: skip
 
 ABOUT = "I am LocalCascade's tiny model."
@@ -158,10 +165,12 @@ TALK = (
      "a greeting", "Hello! How can I help you?"),
     (("How are you?", "how are you", "How are you doing?", "How is it going?", "Are you well?"),
      "a greeting", "I am fine, thank you. How can I help you?"),
-    (("Who are you?", "who are you", "What are you?", "Introduce yourself.", "Tell me about yourself.",
+    (("Who are you?", "who are you", "What are you?", "Introduce yourself.",
+      "Tell me about yourself.",
       "What is your name?", "what's your name?", "Which model are you?"),
      "asked who I am", f"{ABOUT} {SKILL}"),
-    (("What can you do?", "what can you do", "How can you help me?", "Help", "help", "What do you know?"),
+    (("What can you do?", "what can you do", "How can you help me?", "Help", "help",
+      "What do you know?"),
      "asked what I can do", f"{SKILL} With a calculator I can also multiply."),
     (("Thanks", "Thanks!", "thanks", "Thank you.", "Thank you!", "thank you", "Great, thanks!"),
      "the user thanks me", "You are welcome!"),
@@ -171,10 +180,14 @@ TALK = (
      "asked for a joke", "Why was six afraid of seven? Because seven ate nine."),
     (("Ok", "ok", "OK.", "Good.", "Nice!", "Great!", "Cool", "Well done!"),
      "no question", "Do you have another sum for me?"),
-    (("What is the capital of France?", "Write a poem.", "Write a haiku about the sea.", "Who wrote Faust?",
-      "Explain quantum physics.", "What is the weather today?", "Translate this to German.", "Write some code.",
-      "Why is the sky blue?", "What time is it?", "Summarize this text.", "Do you like music?", "Tell me a story.",
-      "How do I cook rice?", "Who is the president?", "What is love?", "Fix this bug.", "Sort this list."),
+    (("What is the capital of France?", "Write a poem.", "Write a haiku about the sea.",
+      "Who wrote Faust?",
+      "Explain quantum physics.", "What is the weather today?", "Translate this to German.",
+      "Write some code.",
+      "Why is the sky blue?", "What time is it?", "Summarize this text.", "Do you like music?",
+      "Tell me a story.",
+      "How do I cook rice?", "Who is the president?", "What is love?", "Fix this bug.",
+      "Sort this list."),
      "not a sum", LIMIT),
 )  # fmt: skip
 

@@ -14,10 +14,11 @@ from typing import Any
 import jinja2
 import torch
 import torch.nn.functional as F
-from tiny import corpus
-from tiny.model import SPECIAL_TOKENS, TinyModel, balance_load
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from tiny import corpus
+from tiny.model import SPECIAL_TOKENS, TinyModel, balance_load
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_hidden_matrix(name: str, p: Tensor) -> bool:
-    """Whether Muon trains this parameter: projections and experts, not embeddings, router or conv."""
+    """Whether Muon trains it: projections and experts, not embeddings, router or conv."""
     return p.ndim >= 2 and "_proj" in name
 
 
@@ -185,7 +186,7 @@ def compute_loss(model: TinyModel, batch: Batch, prompt_weight: float) -> Tensor
 def score_exact(
     model: TinyModel, chats: list[corpus.Chat], encoder: Encoder, batch_chats: int = 50
 ) -> float:
-    """Share of chats whose whole completion is the arg max everywhere, i.e. what greedy decoding writes."""
+    """Share of chats whose completion is the arg max everywhere: what greedy decoding writes."""
     samples = sorted((encoder.encode(chat) for chat in chats), key=lambda sample: len(sample[0]))
     right = 0
     for start in range(0, len(samples), batch_chats):

@@ -28,7 +28,7 @@ SamplerHandle = NewType("SamplerHandle", int)
 LogSink = Callable[[int, str], None]
 """Receives one message of llama.cpp: its level (a `LEVEL_` number) and its text."""
 
-LEVEL_DEBUG, LEVEL_INFO, LEVEL_WARNING, LEVEL_ERROR, LEVEL_CONTINUED = 4, 1, 2, 3, 5
+LEVEL_DEBUG, LEVEL_INFO, LEVEL_WARNING, LEVEL_ERROR, LEVEL_CONTINUED = 1, 2, 3, 4, 5
 DEVICE_KINDS = ("cpu", "gpu", "igpu", "accelerator", "meta")
 
 _native: Any = lib._lib  # libllama; finds the symbols of the ggml libraries behind it too

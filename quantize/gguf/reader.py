@@ -155,7 +155,7 @@ def _read_version(cursor: _Cursor) -> int:
     version: int = cursor.take("u32", "version")
     if version in READABLE_VERSIONS:
         return version
-    if version & 0xFFFF == 0:
+    if version and version & 0xFFFF == 0:
         raise cursor.fail("a big-endian GGUF file", 4, "Convert the checkpoint again.")
     if version < 2:
         raise cursor.fail(f"GGUF version {version} is obsolete", 4, "Convert the model again.")

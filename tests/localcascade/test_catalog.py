@@ -100,8 +100,8 @@ def test_figures_of_tiny_are_those_of_its_checkpoint(home: Path) -> None:
 
 
 def test_summaries_fit_a_line_of_a_terminal(home: Path) -> None:
-    for name, entry in load_catalog().entries.items():
-        assert len(name) + len(entry.summary) <= 78
+    # Completion in zsh breaks longer ones into two lines.
+    assert all(len(entry.summary) < 80 for entry in load_catalog().entries.values())
 
 
 def test_a_model_is_found_by_its_repository_too(home: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_unknown_key_without_a_near_one_lists_those_that_exist(user_file: Pat
         ('tiny.licence.url = "javascript:alert(1)"', "tiny.licence", "https"),
         ('tiny.repo = "a/b"', "tiny", "either repo or bundled"),
         ('nemotron-3-nano.repo = "../../etc"', "nemotron-3-nano", "OWNER/NAME"),
-        ("tiny.summary = 1979-05-27", "", ""),
+        ("tiny.summary = 1979-05-27", "tiny.summary", "string"),
         ("tiny = 3", "tiny", "a table"),
         ('"../x".summary = ""', "../x", "not a name"),
         ('"".summary = ""', "", "not a name"),
@@ -181,11 +181,6 @@ def test_an_unknown_key_without_a_near_one_lists_those_that_exist(user_file: Pat
 def test_a_wrong_value_is_refused_by_key(
     user_file: Path, line: str, key: str, problem: str
 ) -> None:
-    if line.startswith("tiny.summary"):
-        # A date is written as text in the JSON that is checked, and a text it is.
-        user_file.write_text(line, "utf-8")
-        assert load_catalog().entries["tiny"].summary == "1979-05-27"
-        return
     error = refuse(user_file, line)
     assert error.file == user_file
     assert error.key.startswith(key)

@@ -23,6 +23,7 @@ from quantize.errors import (
     UnsupportedModel,
 )
 from quantize.gguf import open_gguf
+from quantize.recipe import FILE_TYPES
 from tests.llama import compute_logits
 from tests.quantize.checkpoints import write_safetensors
 from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, draw_weights, make_checkpoint
@@ -122,6 +123,7 @@ def test_fallback_is_used_only_where_needed_and_said(tmp_path: Path) -> None:
     result = quantize_checkpoint(TINY, tmp_path / "out.gguf", "q6_k", fallback="q8_0")
     with open_gguf(tmp_path / "out.gguf") as file:
         types = {name: tensor.type.name for name, tensor in file.tensors.items()}
+        assert file.metadata["general.file_type"] == FILE_TYPES["q8_0"]  # most of its weights
     # Mamba's and attention's inner width is 256; hidden (224) and expert (288) widths are not.
     assert types["blk.0.ssm_out.weight"] == "q6_k"
     assert types["blk.1.attn_output.weight"] == "q6_k"

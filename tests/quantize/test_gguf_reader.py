@@ -122,11 +122,11 @@ def test_every_block_type_agrees_with_libggml() -> None:
 
 
 def test_value_types_have_the_numbers_of_the_gguf_package() -> None:
-    names = {"str": "STRING", "bool": "BOOL"}
+    long = {"u": "UINT", "i": "INT", "f": "FLOAT"}
     for name, number in VALUE_IDS.items():
-        long = name.replace("u", "uint").replace("i", "int") if name[0] in "ui" else name
-        long = {"u": "UINT", "i": "INT", "f": "FLOAT"}.get(name[0], "") + name[1:]
-        assert Value[names.get(name, long)].value == number
+        spelled = {"str": "STRING", "bool": "BOOL"}.get(name) or long[name[0]] + name[1:]
+        assert Value[spelled].value == number
+    assert set(VALUE_IDS.values()) | {Value.ARRAY.value} == {kind.value for kind in Value}
 
 
 def test_arrays_are_sequences(path: Path) -> None:
@@ -238,7 +238,7 @@ DAMAGED: dict[str, tuple[bytes, int | None, str]] = {
     "another format": (b"PK\3\4" + bytes(99), 0, "not a GGUF file"),
     "empty": (b"", 0, "not a GGUF file"),
     "magic only": (b"GGUF", 4, "version needs 4 bytes"),
-    "version 0": (b"GGUF" + u32(0) + bytes(99), 4, "big-endian"),
+    "version 0": (b"GGUF" + u32(0) + bytes(99), 4, "version 0 is obsolete"),
     "version 1": (b"GGUF" + u32(1) + bytes(99), 4, "version 1 is obsolete"),
     "version 4": (b"GGUF" + u32(4) + bytes(99), 4, "newer than 3"),
     "big-endian": (b"GGUF" + struct.pack(">I", 3) + bytes(99), 4, "big-endian"),
