@@ -1,4 +1,4 @@
-"""Carry out a recipe in one pass: read, encode in parallel, write in place, verify, rename.
+"""Carry out a recipe in one pass: read, encode in parallel, write, verify; resumed if killed.
 
 The unit of work is one expert, or as many rows of a larger matrix. Each thread owns the buffers
 of one unit, so memory does not grow with the checkpoint.
@@ -6,19 +6,18 @@ of one unit, so memory does not grow with the checkpoint.
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import math
 import os
 import resource
-import shutil
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from quantize.errors import OutputError
 from quantize.families import describe_model
 from quantize.ggml import U8Array, encode_rows, prepare_type, type_named, widen
 from quantize.gguf import FilePlan, TensorSpec, open_gguf, plan_file
+from quantize.part import Part, open_part
 from quantize.recipe import PlannedTensor, Recipe, plan_recipe
 from quantize.safetensors import DTYPE_BYTES, Checkpoint, check_finite, open_checkpoint
 from quantize.tokenizer import read_tokenizer
@@ -61,6 +61,7 @@ class _Unit:
     n_rows: int
     offset: int
     """Of the first encoded byte in the output file."""
+    ends_tensor: bool
 
     @property
     def width(self) -> int:
@@ -127,13 +128,11 @@ def execute_recipe(
     infos = [TensorSpec(t.spec.name, t.spec.shape, t.type.id) for t in recipe.tensors]
     plan = plan_file(recipe.metadata, infos)
     units = list(_cut_units(recipe, plan))
-    with _new_file(output, plan.file_bytes) as (part, file):
-        os.pwrite(file, plan.header, 0)
-        # The last tensor's padding has no bytes of its own.
-        os.ftruncate(file, plan.file_bytes)
-        checksums = _run_units(checkpoint, units, file, n_threads or _count_cores(), on_progress)
-        os.fsync(file)
-        _verify(part, plan, units, checksums, on_progress)
+    with open_part(output, plan.file_bytes, _identify(checkpoint, plan)) as part:
+        os.pwrite(part.descriptor, plan.header, 0)
+        checksums = _run_units(checkpoint, units, part, n_threads or _count_cores(), on_progress)
+        os.fsync(part.descriptor)
+        _verify(part.path, plan, units, checksums, on_progress)
     return Result(
         output=output,
         file_bytes=plan.file_bytes,
@@ -152,27 +151,45 @@ def _cut_units(recipe: Recipe, plan: FilePlan) -> Iterator[_Unit]:
         step = max(1, _UNIT_WEIGHTS // width)
         for source in tensor.spec.sources:
             for first in range(0, n_rows, step):
-                unit = _Unit(tensor, source, first, min(step, n_rows - first), offset)
+                n = min(step, n_rows - first)
+                last = source == tensor.spec.sources[-1] and first + n == n_rows
+                unit = _Unit(tensor, source, first, n, offset, last)
                 yield unit
                 offset += unit.n_bytes
 
 
+def _identify(checkpoint: Checkpoint, plan: FilePlan) -> str:
+    """Name the work: the same line means that an interrupted run can be continued."""
+    digest = hashlib.sha256(plan.header)
+    for path in sorted({tensor.path for tensor in checkpoint.tensors.values()}):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    # Another version may encode otherwise or cut other units.
+    made_by = [f"{name} {version(name)}" for name in ("localcascade", "llama-cpp-python")]
+    return f"{', '.join(made_by)}, {digest.hexdigest()}"
+
+
 def _run_units(
-    checkpoint: Checkpoint, units: list[_Unit], file: int, n_threads: int, on_progress: OnProgress
+    checkpoint: Checkpoint, units: list[_Unit], part: Part, n_threads: int, on_progress: OnProgress
 ) -> list[int]:
-    """Encode and write every unit; returns the CRC-32 of each as it was handed to the disk."""
+    """Encode and write what is not finished; returns the CRC-32 of every unit as it was meant."""
     for block_type in {unit.tensor.type for unit in units}:
         prepare_type(block_type)
     buffers = threading.local()
     total = sum(unit.n_bytes for unit in units)
-    checksums: list[int] = []
-    done = 0
+    checksums = list(part.finished)
+    n_recorded = len(checksums)
+    done = sum(unit.n_bytes for unit in units[:n_recorded])
+    rest = units[n_recorded:]
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
     try:
-        run = pool.map(lambda unit: _run_unit(checkpoint, unit, file, buffers), units)
-        for unit, checksum in zip(units, run, strict=True):
+        run = pool.map(lambda unit: _run_unit(checkpoint, unit, part.descriptor, buffers), rest)
+        for unit, checksum in zip(rest, run, strict=True):
             checksums.append(checksum)
             done += unit.n_bytes
+            if unit.ends_tensor:
+                part.record(checksums[n_recorded:])
+                n_recorded = len(checksums)
             on_progress("write", done, total)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -216,52 +233,6 @@ def _write_all(file: int, data: U8Array, offset: int) -> None:
     while view:
         n_written = os.pwrite(file, view, offset)
         view, offset = view[n_written:], offset + n_written
-
-
-@contextmanager
-def _new_file(output: Path, file_bytes: int) -> Iterator[tuple[Path, int]]:
-    """Open a file beside `output` that takes its place if the body ends well, else vanishes."""
-    part = output.with_name(output.name + ".part")
-    try:
-        file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OutputError(f"{part}: cannot be created: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(file)
-        raise OutputError(f"{part}: another run is writing it", "Wait for it to end.") from error
-    try:
-        os.ftruncate(file, 0)
-        _check_room(output, file_bytes)
-        yield part, file
-        part.replace(output)
-        _sync_folder(output.parent)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"{output}: cannot be written: {error.strerror}") from error
-        raise
-    finally:
-        os.close(file)
-
-
-def _check_room(output: Path, file_bytes: int) -> None:
-    free = shutil.disk_usage(output.parent).free
-    if free < file_bytes:
-        raise OutputError(
-            f"{output}: needs {file_bytes / 2**30:.1f} GiB, "
-            f"the disk has {free / 2**30:.1f} GiB free",
-            "Free some space, or write to another disk.",
-        )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _verify(

@@ -284,8 +284,8 @@ def _read_merges(path: Path, model: Mapping[str, Any], ids: Mapping[str, int]) -
 
 def _check_padding(path: Path, n_tokens: int, n_embeddings: int, config: Mapping[str, Any]) -> None:
     """See that the rows without a token are rounding and not another tokenizer's."""
-    stated = config.get("vocab_size", n_tokens)
-    if stated != n_embeddings:
+    stated = config.get("vocab_size")
+    if (n_tokens if stated is None else stated) != n_embeddings:
         raise CheckpointError(
             path.parent / "config.json",
             f"vocab_size is {stated!r}, the embedding has {n_embeddings} rows and tokenizer.json "

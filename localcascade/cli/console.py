@@ -184,4 +184,4 @@ def make_text(text: str, style: str = "") -> Text:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Write one JSON object to stdout, as `--json` promises."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))

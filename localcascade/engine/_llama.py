@@ -345,6 +345,7 @@ class Batch:
         if code != 0:
             raise NativeError("llama_decode", code)
 
+
 def read_logits(context: ContextHandle, n_rows: int, n_vocab: int) -> npt.NDArray[np.float32]:
     """Copy the logits of the last decode call.
 

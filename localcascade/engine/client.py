@@ -21,6 +21,7 @@ from localcascade.engine.process import (
     Deliver,
     WorkerProcess,
     choose_limit,
+    cut_tail,
     open_answer,
 )
 from localcascade.engine.sampling import check_sampling
@@ -229,7 +230,7 @@ class Engine:
     ) -> tuple[WorkerProcess, ModelInfo]:
         """Take the running worker, or start one and load the model."""
         with self._lock:
-            if self._worker is not None and self._worker.death is None and self._info is not None:
+            if self._worker and self._worker.is_usable and self._info:
                 return self._worker, self._info
             self._check_deaths()
             check_header(self._path)
@@ -319,7 +320,7 @@ def _load(
     except TimeoutError as exc:
         raise EngineDied(
             f"{path}: loading did not move: {exc}",
-            log_tail=worker.read_log_tail(),
+            log_tail=cut_tail(worker.read_log()),
             hint="The disk may be asleep or gone; try again.",
         ) from exc
     return ModelInfo(**{**frame["info"], "devices": tuple(frame["info"]["devices"])})
@@ -341,6 +342,6 @@ async def _wait_async(answers: asyncio.Queue[Answer], limit_s: float | None) -> 
 
 def _describe_slow_template(path: Path) -> TemplateError:
     return TemplateError(
-        f"{path}: tokenizer.chat_template did not finish within {STAGE_LIMITS_S['render']:.0f} s",
+        f"{path}: tokenizer.chat_template did not finish within {STAGE_LIMITS_S['template']:.0f} s",
         "The template loops or is made to do harm: get the file from another source.",
     )

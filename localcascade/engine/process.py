@@ -21,10 +21,11 @@ from localcascade.engine.wire import Channel, Frame, decode_error
 from localcascade.errors import EngineDied
 
 STOP_LIMIT_S = 3.0
-STAGE_LIMITS_S = {"load": 120.0, "render": 10.0}
-"""Longest silence of a worker in a stage; a stage that is not here may take its time."""
+STAGE_LIMITS_S = {"load": 120.0, "template": 10.0}
+"""Longest silence of a worker in a stage, of which the first has the request's name; a stage
+that is not here may take its time."""
 LOG_TAIL_LINES = 20
-LOG_TAIL_BYTES = 16384
+MAX_LOG_BYTES = 16384
 
 # -P keeps the working directory off the import path: whatever lies there must not run here.
 _BOOT = (
@@ -161,18 +162,23 @@ class WorkerProcess:
             self.kill()
         self._listener.join(STOP_LIMIT_S)
 
+    @property
+    def is_usable(self) -> bool:
+        """False once it is dead or told to die."""
+        return self.death is None and not self._is_asked
+
     def kill(self) -> None:
         """End a process that does not listen."""
         self._is_asked = True
         self._process.kill()
 
-    def read_log_tail(self) -> str:
-        """Read the last lines of the worker's log."""
+    def read_log(self) -> str:
+        """Read the end of the worker's log."""
         descriptor = self._log.fileno()
         size = os.fstat(descriptor).st_size
         # pread: the worker writes through the same file position.
-        data = os.pread(descriptor, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
-        return "\n".join(data.decode("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:])
+        data = os.pread(descriptor, MAX_LOG_BYTES, max(0, size - MAX_LOG_BYTES))
+        return data.decode("utf-8", "replace")
 
     def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-c", _BOOT, str(_ROOT), str(descriptor)]
@@ -200,10 +206,11 @@ class WorkerProcess:
     def _bury(self) -> None:
         """Wait for the end of the process and tell everyone who still waits for answers."""
         code = self._process.wait()
-        tail = self.read_log_tail()
+        self._channel.close()
+        log = self.read_log()
         self._log.close()
         with self._lock:
-            self.death = Death(describe_death(code, tail, self._is_asked), self._is_asked)
+            self.death = Death(describe_death(code, log, self._is_asked), self._is_asked)
             waiting = list(self._deliveries.values())
         if not self._is_asked and code != 0:
             self._on_death(self.death.error)
@@ -216,41 +223,47 @@ def choose_limit(frame: Frame, limit_s: float | None) -> float | None:
     return STAGE_LIMITS_S.get(frame["stage"]) if frame["kind"] == "stage" else limit_s
 
 
-def describe_death(code: int, log_tail: str, is_asked: bool) -> EngineDied:
+def describe_death(code: int, log: str, is_asked: bool) -> EngineDied:
     """Put the end of a worker in words.
 
     Args:
         code: Exit status as subprocess gives it: negative is a signal.
-        log_tail: Its last lines.
+        log: The end of its log.
         is_asked: Its own client stopped it.
 
     Returns:
         The error for whoever waits for answers.
     """
+    tail = cut_tail(log)
     if is_asked:
-        return EngineDied("the engine was closed", log_tail=log_tail)
+        return EngineDied("the engine was closed", log_tail=tail)
     if code == -signal.SIGKILL:
         return EngineDied(
             "the engine was killed",
-            log_tail=log_tail,
+            log_tail=tail,
             hint="If nobody did it, memory ran out: a smaller --ctx or quantization needs less.",
         )
     manner = f"by signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"with code {code}"
-    reason = find_reason(log_tail)
+    reason = find_reason(log)
     return EngineDied(
         f"the engine ended {manner}: {reason}" if reason else f"the engine ended {manner}",
-        log_tail=log_tail,
+        log_tail=tail,
         hint="The model file may be damaged: convert or download it again.",
     )
 
 
-def find_reason(log_tail: str) -> str:
+def cut_tail(log: str) -> str:
+    """Cut off all but the last lines."""
+    return "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
+
+
+def find_reason(log: str) -> str:
     """Find the line that says why: the last one before the fault handler's own.
 
     Returns:
         The line, empty if there is none.
     """
-    words, _, _ = log_tail.partition("Fatal Python error")
+    words, _, _ = log.partition("Fatal Python error")
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 

@@ -39,7 +39,7 @@ from localcascade.prompt.marks import Segment
 from localcascade.prompt.parser import OutputParser
 from localcascade.prompt.template import Template
 
-PARENT_CHECK_S = 2.0
+PARENT_CHECK_S = 1.0
 """A fork of the client may hold the socket open after the client is gone, so look for it too."""
 
 
@@ -116,7 +116,7 @@ class Worker:
     def _render_prompt(self, frame: Frame, request: ChatRequest) -> tuple[list[Segment], list[int]]:
         """Render and tokenize, telling the client when a template is at work: it may hang."""
         vocabulary = self._model.vocabulary
-        send_reply(self._channel, frame, "stage", stage="render")
+        send_reply(self._channel, frame, "stage", stage="template")
         segments = self._template.render(request, vocabulary.bos_text, vocabulary.eos_text)
         send_reply(self._channel, frame, "stage", stage="tokenize")
         prompt = vocabulary.tokenize_segments(segments)
@@ -218,7 +218,7 @@ def watch_parent(parent: int) -> None:
 def main() -> None:
     """Run a worker; arguments are the socket's descriptor and the client's process id."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client to understand
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=watch_parent, args=(parent,), name="parent", daemon=True).start()
     channel = Channel(socket.socket(fileno=descriptor))

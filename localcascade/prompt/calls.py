@@ -16,6 +16,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 _FUNCTION = re.compile(r"(?:^|\n|(?<=>))[ \t]*<function=([^>\n]+)>")
 _PARAMETER = re.compile(r"(?:^|\n|(?<=>))[ \t]*<parameter=([^>\n]+)>")
 """At the start of a line or after another tag: elsewhere it is part of a value."""
+_LAST_LINE_END = re.compile(r"\n[ \t]*\Z")
 _CLOSERS = ("</parameter>", "</function>", "</tool_call>")
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "integer": (int,),
@@ -112,8 +113,8 @@ def _parse_parameters(body: str, schema: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _cut_value(region: str) -> str:
-    """The value: without the closing tags after it and one newline on either side."""
-    return _cut_closers(region).removeprefix("\n").removesuffix("\n")
+    """The value: without the closing tags after it, their indentation, a newline on either side."""
+    return _LAST_LINE_END.sub("", _cut_closers(region).removeprefix("\n"))
 
 
 def _cut_closers(region: str) -> str:

@@ -6,7 +6,7 @@ Units are those of `meter`. Each function returns an upper bound, or refuses wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -85,6 +85,36 @@ def cost_of_filter(name: str, value: Any, arguments: Sequence[Any]) -> int:
     return cost(value, arguments) if cost else 0
 
 
+def check_json_layout(value: object, indent: object, separators: object) -> None:
+    """Refuse to write JSON with more blanks than content.
+
+    Args:
+        value: What is to be written; already paid for.
+        indent: As json.dumps takes it.
+        separators: As json.dumps takes it.
+
+    Raises:
+        SecurityError: The indentation of the innermost line, or a separator, is absurd.
+    """
+    width = len(indent) if isinstance(indent, str) else indent
+    if isinstance(width, int) and max(width, 1) * _measure_depth(value) > MAX_WIDTH:
+        raise SecurityError(f"tojson would indent by more than {MAX_WIDTH}")
+    parts = separators if isinstance(separators, list | tuple) else ()
+    if any(isinstance(part, str) and len(part) > MAX_DIGITS for part in parts):
+        raise SecurityError(f"tojson takes separators of at most {MAX_DIGITS} characters")
+
+
+def _measure_depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        holders = [item for item in level if isinstance(item, list | tuple | dict)]
+        level = [
+            item for held in holders for item in (held.values() if isinstance(held, dict) else held)
+        ]
+    return depth
+
+
 def _cost_of_sum(left: Any, right: Any) -> int:
     return measure_span(left) + measure_span(right)
 
@@ -112,9 +142,9 @@ def _cost_of_formatting(left: Any, _right: Any) -> int:
 
 
 def _cost_of_joining(separator: str, value: Any) -> int:
-    if isinstance(value, range) or not hasattr(value, "__len__"):
+    if not isinstance(value, Collection):
         return 0
-    pieces = () if isinstance(value, str) else value
+    pieces = () if isinstance(value, str | range) else value
     lengths = (len(piece) for piece in pieces if isinstance(piece, str))
     return sum(lengths) + len(value) * (len(separator) + ELEMENT)
 

@@ -12,7 +12,9 @@ import jinja2
 STEP = 100
 """Units of one loop step, call, filter or test."""
 ELEMENT = 64
-"""Units of one element of a list or dictionary: its pointer, its object, its visit."""
+"""Units of one element of a list or dictionary: its pointer and its object."""
+VISIT = 36
+"""Units of looking at one value when it is weighed."""
 NODE = 5
 """Units of one node of a template's syntax tree, each time it is run."""
 BASE_UNITS = 64_000_000
@@ -73,14 +75,14 @@ class Meter:
 
     def _open(self, value: object, stack: list[object], factor: int) -> None:
         if isinstance(value, str):
-            self.charge((len(value) + 1) * factor)
+            self.charge((len(value) + VISIT) * factor)
         elif isinstance(value, Collection) and not isinstance(value, range):
-            self.charge((len(value) * ELEMENT + 1) * factor)
+            self.charge((len(value) * ELEMENT + VISIT) * factor)
             stack.extend(value)
             if isinstance(value, dict):
                 stack.extend(value.values())
         else:
-            self.charge(factor)
+            self.charge(VISIT * factor)
 
 
 def measure_span(value: object) -> int:

@@ -26,6 +26,7 @@ from jinja2.utils import Cycler, Joiner, Namespace
 
 from localcascade.prompt.costs import (
     MAX_WIDTH,
+    check_json_layout,
     cost_of_filter,
     cost_of_method,
     cost_of_operator,
@@ -312,16 +313,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        self.meter.weigh_text(value)
+        check_json_layout(value, indent, separators)
+        text = json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
         )
-        if isinstance(indent, int) and indent > MAX_WIDTH:
-            raise SecurityError(f"tojson with an indent of {indent}")
-        pieces = []
-        for piece in encoder.iterencode(value):
-            self.meter.charge(len(piece) + ELEMENT)
-            pieces.append(piece)
-        return "".join(pieces)
+        self.meter.charge(len(text))
+        return text
 
     def _step(self, units: int) -> bool:
         self.meter.charge(units)

@@ -75,6 +75,8 @@ def plan_file(metadata: Sequence[MetadataEntry], tensors: Sequence[TensorSpec]) 
     for kind, given in (("key", keys), ("tensor", names)):
         if len(set(given)) != len(given):
             raise ValueError(f"{kind} {max(given, key=given.count)} is given twice")
+        if "" in given:
+            raise ValueError(f"a {kind} has no name")
     if "general.alignment" in keys:
         raise ValueError("general.alignment is not to be given: it is always 32")
     infos, data_bytes = _pack_tensor_infos(tensors)
@@ -97,8 +99,8 @@ def _pack_tensor_infos(specs: Sequence[TensorSpec]) -> tuple[list[tuple[GGUFTens
     packed: list[tuple[GGUFTensor, bytes]] = []
     offset = 0
     for spec in specs:
-        if not spec.name or len(spec.name.encode()) > MAX_NAME_BYTES or len(spec.shape) > MAX_DIMS:
-            raise ValueError(f"{spec.name}: names have 1 to 63 bytes, tensors 4 axes at most")
+        if len(spec.name.encode()) > MAX_NAME_BYTES or len(spec.shape) > MAX_DIMS:
+            raise ValueError(f"{spec.name}: names have 63 bytes at most, tensors 4 axes")
         if any(dim <= 0 for dim in spec.shape):
             raise ValueError(f"{spec.name}: impossible shape {spec.shape}")
         width = spec.shape[-1] if spec.shape else 1
@@ -131,10 +133,10 @@ def _pack_value(key: str, value: Any, kind: str) -> bytes:
 
 
 def _pack_elements(values: Sequence[Any], element: str) -> bytes:
-    if element == "str":
-        return b"".join(map(_pack_text, values))
     if isinstance(values, str):
         raise TypeError("a string where an array belongs")
+    if element == "str":
+        return b"".join(map(_pack_text, values))
     if element == "bool" and not all(type(value) is bool for value in values):
         raise TypeError("not a bool")
     return struct.pack(f"<{len(values)}{SCALARS[element].format[-1]}", *values)

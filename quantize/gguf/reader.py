@@ -34,6 +34,9 @@ from quantize.gguf.blocks import (
 )
 from quantize.gguf.file import GGUFArray, GGUFFile, decode_text
 
+_MAX_STRINGS = 1 << 24
+"""In one array; each is walked, and the largest vocabularies have a million tokens."""
+
 
 def open_gguf(path: Path) -> GGUFFile:
     """Map a GGUF file and check its whole header.
@@ -193,6 +196,8 @@ def _read_array(cursor: _Cursor, key: str) -> GGUFArray:
     n = cursor.take_count(f"length of {key}", element_bytes)
     start = cursor.position
     if value_type == "str":
+        if n > _MAX_STRINGS:
+            raise cursor.fail(f"length of {key} is {n}, more than {_MAX_STRINGS}", start - 8)
         cursor.skip_strings(n, key)
     else:
         cursor.skip(n * element_bytes, key)

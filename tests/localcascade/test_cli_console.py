@@ -152,7 +152,7 @@ def test_markup_in_a_cell_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     table.add_row(console.make_text("[red]a[/red]:smile:"), "1")
     table.add_row(console.make_text("b"), "1234")
     console.print_tables(table, table)
-    one = "Name                  Size\n[red]a[/red]:smile:      1\nb                    1234\n"
+    one = "Name                 Size\n[red]a[/red]:smile:     1\nb                    1234\n"
     assert capsys.readouterr().out == f"{one}\n{one}"
 
 

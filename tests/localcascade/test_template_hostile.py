@@ -117,7 +117,7 @@ PRYING = {
     "cycler": "{{ cycler.__init__.__globals__ }}",
     "joiner": "{{ joiner.__init__.__globals__.os }}",
     "namespace": "{{ namespace.__init__.__globals__ }}",
-    "range": "{{ range.__self__ }}",
+    "range": "{{ range.__globals__ }}",
     "macro": "{% macro m() %}{% endmacro %}{{ m._func.__globals__ }}",
     "self": "{{ self._TemplateReference__context }}",
     "loop": "{% for m in messages %}{{ loop._iterable }}{% endfor %}",

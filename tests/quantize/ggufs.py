@@ -97,15 +97,16 @@ def read_natively(path: Path) -> NativeView | None:
     try:
         data_offset = library.gguf_get_data_offset(context)
         keys = [
-            library.gguf_get_key(context, i).decode() for i in range(library.gguf_get_n_kv(context))
+            library.gguf_get_key(context, i).decode(errors="replace")
+            for i in range(library.gguf_get_n_kv(context))
         ]
         texts = {
-            key: library.gguf_get_val_str(context, i).decode()
+            key: library.gguf_get_val_str(context, i).decode(errors="replace")
             for i, key in enumerate(keys)
             if library.gguf_get_kv_type(context, i) == TYPE_NUMBERS["STRING"]
         }
         tensors = {
-            library.gguf_get_tensor_name(context, i).decode(): (
+            library.gguf_get_tensor_name(context, i).decode(errors="replace"): (
                 library.gguf_get_tensor_type(context, i),
                 data_offset + library.gguf_get_tensor_offset(context, i),
                 library.gguf_get_tensor_size(context, i),

@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from quantize import convert
+from quantize import convert, part
 from quantize.convert import quantize_checkpoint
 from quantize.errors import (
     CheckpointError,
@@ -27,6 +30,7 @@ from quantize.recipe import FILE_TYPES
 from tests.llama import compute_logits
 from tests.quantize.checkpoints import write_safetensors
 from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, draw_weights, make_checkpoint
+from tests.soak import sample
 
 Weights = dict[str, tuple[str, np.ndarray]]
 
@@ -271,7 +275,7 @@ def test_a_full_disk_is_said_before_the_first_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr(part.shutil, "disk_usage", lambda _path: usage)
     assert "needs" in refuse(TINY, tmp_path / "out.gguf").message
 
 
@@ -300,14 +304,70 @@ def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
     assert "does not read back" in refuse(TINY, tmp_path / "out.gguf", "q8_0").message
 
 
-def test_interruption_leaves_nothing(tmp_path: Path) -> None:
+def run_killed(folder: Path, after_bytes: int) -> None:
+    """Convert tiny in a process that kills itself once so many bytes are written."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from quantize.convert import quantize_checkpoint
+def die(stage, done, total):
+    if stage == "verify" or done >= {after_bytes}:
+        os.kill(os.getpid(), signal.SIGKILL)
+out = Path({str(folder)!r}) / "out.gguf"
+quantize_checkpoint(Path({str(TINY)!r}), out, "q8_0", on_progress=die)
+"""
+    process = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after_bytes", sample([1, 300_000, 2_500_000, 5_999_000, 6_200_000]))
+def test_a_killed_run_is_continued_to_the_same_bytes(after_bytes: int, tmp_path: Path) -> None:
+    quantize_checkpoint(TINY, tmp_path / "whole.gguf", "q8_0")
+    run_killed(tmp_path, after_bytes)
+    assert not (tmp_path / "out.gguf").exists()
+    seen: list[tuple[str, int, int]] = []
+    quantize_checkpoint(
+        TINY, tmp_path / "out.gguf", "q8_0", on_progress=lambda *step: seen.append(step)
+    )
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"out.gguf", "whole.gguf"}
+    # Whole tensors are kept; the largest has 1.1 MB.
+    stage, done, _ = seen[0]
+    assert stage == "verify" or done > after_bytes - 1_200_000
+
+
+def test_other_work_does_not_continue_a_killed_run(tmp_path: Path) -> None:
+    run_killed(tmp_path, 3_000_000)
+    quantize_checkpoint(TINY, tmp_path / "out.gguf", "q4_0")
+    quantize_checkpoint(TINY, tmp_path / "whole.gguf", "q4_0")
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_part_damaged_between_runs_is_found_out(tmp_path: Path) -> None:
+    run_killed(tmp_path, 5_000_000)
+    with (tmp_path / "out.gguf.part").open("r+b") as file:
+        file.seek(1_500_000)
+        file.write(b"damage")
+    assert "does not read back" in refuse_rest(tmp_path).message
+    quantize_checkpoint(TINY, tmp_path / "out.gguf", "q8_0")
+
+
+def refuse_rest(folder: Path) -> QuantizeError:
+    """Continue a run, expect a refusal, and check that part and journal are gone."""
+    with pytest.raises(QuantizeError) as caught:
+        quantize_checkpoint(TINY, folder / "out.gguf", "q8_0")
+    assert list(folder.iterdir()) == []
+    return caught.value
+
+
+def test_interruption_leaves_only_what_can_be_continued(tmp_path: Path) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
         if done > total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         quantize_checkpoint(TINY, tmp_path / "out.gguf", "q8_0", on_progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"out.gguf.part", "out.gguf.journal"}
 
 
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:

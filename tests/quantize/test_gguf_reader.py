@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from quantize.errors import GGUFError
 from quantize.gguf import TYPES, GGUFArray, TensorSpec, open_gguf, plan_file
 from quantize.gguf.blocks import VALUE_IDS
+from tests.quantize.fuzz import N_DAMAGED_FILES
 from tests.quantize.ggufs import encode_at_random, load_libggml, read_natively, write_with_gguf
 
 METADATA: list[tuple[str, Any, Value, Value | None]] = [
@@ -299,6 +299,15 @@ def test_damage_is_refused_with_its_byte(tmp_path: Path, case: str) -> None:
         assert error.offset == offset
 
 
+def test_a_billion_empty_strings_are_refused_unwalked(tmp_path: Path) -> None:
+    with (tmp_path / "model.gguf").open("wb") as stream:
+        stream.write(b"GGUF" + u32(3) + u64(0, 1) + entry("k", 9, u32(8) + u64(1 << 30)))
+        stream.truncate(1 << 34)  # a hole of zeros: each 8 are an empty string
+    error = refuse(tmp_path / "model.gguf")
+    assert "length of k is 1073741824, more than 16777216" in str(error)
+    assert error.offset == 41
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, problem in (("", "not a file"), ("pipe", "not a file"), ("gone", "No such file")):
@@ -319,8 +328,9 @@ def test_every_truncation_is_refused_or_cuts_only_padding(path: Path) -> None:
     whole = path.read_bytes()
     with open_gguf(path) as file:
         last = max(tensor.offset + tensor.n_bytes for tensor in file.tensors.values())
-    for n_bytes in range(last):
-        path.write_bytes(whole[:n_bytes])
+        lengths = [*range(file.data_offset), *range(file.data_offset, last, 37), last - 1]
+    for n_bytes in reversed(lengths):
+        os.truncate(path, n_bytes)
         with pytest.raises(GGUFError):
             open_gguf(path)
     path.write_bytes(whole[:last])
@@ -341,24 +351,26 @@ def walk(path: Path) -> dict[str, tuple[int, int, int]]:
         return {t.name: (t.type_id, t.offset, t.n_bytes) for t in file.tensors.values()}
 
 
-def header_bytes(write: Callable[[Path], None], folder: Path) -> tuple[bytes, int]:
-    write(folder / "fuzz.gguf")
-    with open_gguf(folder / "fuzz.gguf") as file:
-        return (folder / "fuzz.gguf").read_bytes(), file.data_offset
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, int]:
+    """A file to overwrite, its bytes, and how many of them come before the data."""
+    path = tmp_path_factory.mktemp("fuzz") / "model.gguf"
+    write_with_gguf(path, METADATA, TENSORS)
+    with open_gguf(path) as file:
+        return path, path.read_bytes(), file.data_offset
 
 
+@pytest.mark.soak
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=N_DAMAGED_FILES, deadline=None)
 def test_changed_bytes_read_as_llama_cpp_reads_them_or_are_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    sound: tuple[Path, bytes, int], data: st.DataObject
 ) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    content, n_header = header_bytes(lambda p: write_with_gguf(p, METADATA, TENSORS), folder)
+    path, content, n_header = sound
     changed = bytearray(content)
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(4, n_header - 1))
         changed[position] = data.draw(st.integers(0, 255) | st.sampled_from([0, 1, 8, 9, 255]))
-    path = folder / "fuzz.gguf"
     path.write_bytes(changed)
     with contextlib.suppress(GGUFError):
         tensors = walk(path)

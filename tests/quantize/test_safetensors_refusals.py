@@ -24,6 +24,7 @@ from tests.quantize.checkpoints import (
     write_checkpoint,
     write_safetensors,
 )
+from tests.quantize.fuzz import N_DAMAGED_FILES
 
 TENSORS = {
     "a.weight": ("F32", np.arange(6.0).reshape(2, 3)),
@@ -317,12 +318,13 @@ def check_shard(folder: Path, content: bytes) -> None:
 VALID = pack_shard(*describe_tensors(TENSORS))
 
 
+@pytest.mark.soak
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=N_DAMAGED_FILES, deadline=None)
 def test_changed_bytes_read_right_or_are_refused(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]]
 ) -> None:
@@ -340,13 +342,14 @@ odd_values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.soak
 @given(
     name=st.sampled_from([*TENSORS, "__metadata__", "new"]),
     key=st.sampled_from(["dtype", "shape", "data_offsets", "other"]),
     value=odd_values,
     whole=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=N_DAMAGED_FILES, deadline=None)
 def test_changed_values_read_right_or_are_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str, key: str, value: object, whole: bool
 ) -> None:

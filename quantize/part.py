@@ -1,0 +1,130 @@
+"""The file under construction: locked, journalled, put in place only when it is complete.
+
+`OUT.gguf.part` grows beside OUT.gguf, and `OUT.gguf.journal` beside both. The journal's first line
+is the identity of the work; each further line is the CRC-32 of one piece that has reached the disk,
+in order. A run that was killed leaves both, and the next run of the same work goes on from there;
+a run that was refused leaves neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantize.errors import OutputError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An open file under construction."""
+
+    path: Path
+    descriptor: int
+    """Open for reading and writing; any thread may use pwrite on it."""
+    finished: tuple[int, ...]
+    """CRC-32 of each piece that an earlier run has written."""
+    _journal: int
+
+    def record(self, checksums: list[int]) -> None:
+        """Note pieces as finished, once the disk has them.
+
+        Args:
+            checksums: CRC-32 of the pieces that follow those already recorded.
+        """
+        os.fdatasync(self.descriptor) if hasattr(os, "fdatasync") else os.fsync(self.descriptor)
+        os.write(self._journal, b"".join(b"%08x\n" % checksum for checksum in checksums))
+
+
+@contextmanager
+def open_part(output: Path, file_bytes: int, identity: str) -> Iterator[Part]:
+    """Open a file that takes the place of `output` if the body ends well.
+
+    Args:
+        output: Where the finished file goes; untouched until then.
+        file_bytes: Its size.
+        identity: What is being made of what, one line; a journal of other work is discarded.
+
+    Yields:
+        The part. If the body raises an Exception, part and journal vanish; if the process is
+        killed or interrupted, they stay for the next run.
+
+    Raises:
+        OutputError: It cannot be created, locked or put in place, or the disk is too small.
+    """
+    path = output.with_name(output.name + ".part")
+    journal = output.with_name(output.name + ".journal")
+    descriptor = _open_locked(path)
+    try:
+        finished = _read_journal(journal, identity) if _is_whole(descriptor, file_bytes) else ()
+        if not finished:
+            _begin(output, descriptor, journal, file_bytes, identity)
+        with journal.open("ab", buffering=0) as log:
+            yield Part(path, descriptor, finished, log.fileno())
+        os.fsync(descriptor)
+        path.replace(output)
+        _sync_folder(output.parent)
+        journal.unlink()
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            problem = f"{output}: cannot be written: {error.strerror}"
+            raise OutputError(problem, "Free some space, or choose another place.") from error
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be created: {error.strerror}", "Choose a folder you can write to."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise OutputError(f"{path}: another run is writing it", "Wait for it to end.") from error
+    return descriptor
+
+
+def _is_whole(descriptor: int, file_bytes: int) -> bool:
+    return os.fstat(descriptor).st_size == file_bytes
+
+
+def _read_journal(journal: Path, identity: str) -> tuple[int, ...]:
+    """Checksums of the finished pieces; none if the journal is of other work."""
+    try:
+        first, *lines = journal.read_text().split("\n")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    # What follows the last line break was being written when the run died.
+    return tuple(int(line, 16) for line in lines[:-1]) if first == identity else ()
+
+
+def _begin(output: Path, descriptor: int, journal: Path, file_bytes: int, identity: str) -> None:
+    os.ftruncate(descriptor, 0)
+    free = shutil.disk_usage(output.parent).free
+    if free < file_bytes:
+        raise OutputError(
+            f"{output}: needs {file_bytes / 2**30:.1f} GiB, "
+            f"the disk has {free / 2**30:.1f} GiB free",
+            "Free some space, or write to another disk.",
+        )
+    os.ftruncate(descriptor, file_bytes)
+    journal.write_text(identity + "\n")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
