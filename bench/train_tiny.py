@@ -73,25 +73,31 @@ class Watch:
         """Take note of one step."""
         self.losses.append(loss)
         if run.step % self.loss_every == 0:
-            loads = [(int(m.load.min()), int(m.load.max())) for m in run.model.mixtures()]
-            mean = sum(self.losses[-self.loss_every :]) / self.loss_every
-            spent = f"{run.seconds:.0f} s {run.n_tokens} tokens"
-            print(f"step {run.step} {spent} loss {mean:.4f} load {loads}", flush=True)
+            self.print_loss(run)
         if run.step % self.score_every == 0:
-            scores = {
-                name: training.score_exact(run.model, chats, self.encoder)
-                for name, chats in self.chats.items()
-            }
-            recent = self.losses[-self.score_every :]
-            run.curve.append(
-                {
-                    "step": run.step,
-                    "seconds": round(run.seconds),
-                    "loss": sum(recent) / len(recent),
-                    **scores,
-                }
-            )
+            run.curve.append(self.score(run))
             print(run.curve[-1], flush=True)
+
+    def average(self, n_steps: int) -> float:
+        """Mean loss of the last steps."""
+        recent = self.losses[-n_steps:]
+        return sum(recent) / len(recent)
+
+    def print_loss(self, run: training.Run) -> None:
+        """Loss, and the least and most loaded expert of each layer in the last batch."""
+        loads = [(int(m.load.min()), int(m.load.max())) for m in run.model.mixtures()]
+        spent = f"{run.seconds:.0f} s {run.n_tokens} tokens"
+        loss = self.average(self.loss_every)
+        print(f"step {run.step} {spent} loss {loss:.4f} load {loads}", flush=True)
+
+    def score(self, run: training.Run) -> dict[str, float]:
+        """One point of the curve."""
+        scores = {
+            name: training.score_exact(run.model, chats, self.encoder)
+            for name, chats in self.chats.items()
+        }
+        counters = {"step": run.step, "seconds": round(run.seconds)}
+        return {**counters, "loss": round(self.average(self.score_every), 4), **scores}
 
 
 def train_checkpoint(args: argparse.Namespace) -> None:

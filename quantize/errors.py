@@ -79,8 +79,9 @@ class TypeMismatch(QuantizeError):
     ) -> None:
         super().__init__(
             f"{tensor}: rows of {width} weights cannot be cut into {type_name} blocks of {block}",
-            f"Types that fit: {', '.join(fitting)}. Choose one with --type, or keep "
-            f"{type_name} where it fits and name another for the rest with --fallback.",
+            f"Types that fit: {', '.join(fitting)}. Choose one with --type; or keep {type_name} "
+            "where it fits and name another for the rest with --fallback; or widen the model with "
+            "zeros, exactly, with --pad.",
         )
         self.tensor = tensor
         self.width = width

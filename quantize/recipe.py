@@ -97,7 +97,7 @@ def plan_recipe(
             *vocabulary.to_metadata(),
         ),
         tensors=tensors,
-        notes=(*_note_left_out(left_out), *_note_types(tensors, wanted)),
+        notes=(*_note_left_out(left_out), *_note_padding(model), *_note_types(tensors, wanted)),
     )
 
 
@@ -159,6 +159,13 @@ def _note_left_out(left_out: list[str]) -> list[str]:
         if left_out
         else []
     )
+
+
+def _note_padding(model: ModelSpec) -> list[str]:
+    n_weights = sum(math.prod(t.shape) for t in model.tensors)
+    n_stored = sum(len(t.sources) * math.prod(t.source_shape) for t in model.tensors)
+    added = n_weights / n_stored - 1
+    return [f"padding with zeros makes {added:.1%} more weights"] if added else []
 
 
 def _note_types(tensors: tuple[PlannedTensor, ...], wanted: BlockType) -> list[str]:

@@ -22,6 +22,7 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Iterator[Any]:
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
     parameters.vocab_only = vocab_only
+    parameters.use_extra_bufts = False  # AMX kernels crash, see localcascade/engine/model.py
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
     assert model, f"llama.cpp refuses {path}"
     try:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import corpus
-from tiny.model import SPECIAL_TOKENS, VOCABULARY_TOKENS, configure
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+
+from tiny import corpus
+from tiny.model import SPECIAL_TOKENS, VOCABULARY_TOKENS, configure
 
 SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -94,6 +95,8 @@ def write_weights(state: dict[str, Tensor], folder: Path) -> None:
     ends = [SPECIAL_TOKENS.index(token) for token in ("<|im_end|>", "</s>")]
     model.generation_config.update(**GENERATION, eos_token_id=ends)
     model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+    for shard in folder.glob("*.safetensors"):
+        shard.chmod(0o644)  # safetensors leaves them readable by the owner alone
 
 
 def count_bytes(folder: Path) -> int:

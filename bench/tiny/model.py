@@ -187,13 +187,26 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(cfg["n_routed_experts"]))
         self.top_k, self.scale = cfg["num_experts_per_tok"], cfg["routed_scaling_factor"]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, D) -> weights (n, k) and expert numbers (n, k), in float32."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, D) -> logits (n, E), weights (n, k) and expert numbers (n, k), in float32."""
         with torch.autocast("cpu", enabled=False):
-            scores = F.linear(x.float(), self.weight).sigmoid()
+            logits = F.linear(x.float(), self.weight)
+        scores = logits.sigmoid()
         chosen = (scores + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
         weights = scores.gather(1, chosen)
-        return weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scale, chosen
+        return logits, weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scale, chosen
+
+
+def measure_imbalance(logits: Tensor, load: Tensor) -> Tensor:
+    """Auxiliary loss, 1 when even: load times mean probability, plus a pull of the logits to zero.
+
+    The pull keeps the sigmoids in their steep part. Without it all scores shrank together until the
+    correction bias alone decided, and whole batches jumped from one expert to another.
+    """
+    scores = logits.sigmoid()
+    probability = (scores / scores.sum(-1, keepdim=True)).mean(0)
+    share = load / load.sum()
+    return len(load) * (share * probability).sum() + 0.1 * logits.square().mean()
 
 
 class Experts(nn.Module):
@@ -253,12 +266,15 @@ class MixtureOfExperts(nn.Module):
             cfg["hidden_size"], cfg["moe_shared_expert_intermediate_size"]
         )
         self.load = torch.zeros(cfg["n_routed_experts"], dtype=torch.long)
+        self.imbalance = torch.zeros(())
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """hidden (B, T, D), mask (B, T) of real tokens -> (B, T, D)."""
         x = hidden[mask]
         matmul_dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
-        mixed, self.load = self.experts(x.to(matmul_dtype), *self.gate(x))
+        logits, weights, chosen = self.gate(x)
+        mixed, self.load = self.experts(x.to(matmul_dtype), weights, chosen)
+        self.imbalance = measure_imbalance(logits, self.load)
         return torch.zeros_like(hidden).index_put((mask,), mixed) + self.shared_experts(hidden)
 
 

@@ -27,7 +27,7 @@ class Plan:
 
     seed: int = 1
     """Seed of the weights and of the corpus."""
-    n_steps: int = 4000
+    n_steps: int = 3500
     """Optimizer steps."""
     batch_tokens: int = 5120
     """Tokens of a batch, padding included."""
@@ -45,7 +45,9 @@ class Plan:
     """Last share of the steps, in which the rate falls linearly to zero."""
     prompt_weight: float = 0.1
     """Weight of prompt tokens in the loss; completion tokens weigh 1."""
-    balance_rate: float = 2e-3
+    imbalance_weight: float = 0.01
+    """Weight of the auxiliary loss of each router."""
+    balance_rate: float = 1e-3
     """Step of the router's correction bias."""
     balance_share: float = 0.8
     """First share of the steps, in which the correction bias moves."""
@@ -171,15 +173,16 @@ def scale_rate(step: int, plan: Plan) -> float:
 # ---- the loop ------------------------------------------------------------------------------
 
 
-def compute_loss(model: TinyModel, batch: Batch, prompt_weight: float) -> Tensor:
+def compute_loss(model: TinyModel, batch: Batch, plan: Plan) -> Tensor:
     """Weighted next-token cross entropy; BF16 matrix products, float32 elsewhere."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(batch.tokens, batch.mask)
     losses = F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none"
     )
-    weights = batch.answer[:, 1:] + prompt_weight * (batch.mask & ~batch.answer)[:, 1:]
-    return (losses * weights.flatten()).sum() / weights.sum()
+    weights = batch.answer[:, 1:] + plan.prompt_weight * (batch.mask & ~batch.answer)[:, 1:]
+    imbalance = torch.stack([mixture.imbalance for mixture in model.mixtures()]).sum()
+    return (losses * weights.flatten()).sum() / weights.sum() + plan.imbalance_weight * imbalance
 
 
 @torch.no_grad()
@@ -250,7 +253,7 @@ class Run:
         ):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.zero_grad()
-        loss = compute_loss(self.model, batch, self.plan.prompt_weight)
+        loss = compute_loss(self.model, batch, self.plan)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -274,8 +277,13 @@ def start_run(plan: Plan, state: Path) -> Run:
     return run
 
 
-def train(run: Run, encoder: Encoder, state: Path, report: Callable[[Run, float], None],
-          save_every_s: float = 180.0) -> None:  # fmt: skip
+def train(
+    run: Run,
+    encoder: Encoder,
+    state: Path,
+    report: Callable[[Run, float], None],
+    save_every_s: float = 180.0,
+) -> None:
     """Train to the end of the plan, saving the state every few minutes.
 
     A resumed run draws other chats than one that was never stopped: its corpus seed holds the step.

@@ -113,16 +113,21 @@ def run_arguments(arguments: Sequence[str] | None = None) -> int:
         return _read_exit(ending)
     except BrokenPipeError:
         return _hush_stdout()
-    except (Exception, KeyboardInterrupt) as error:
-        console.print_error(error)
-        return console.find_exit_code(error)
+    except KeyboardInterrupt:
+        return console.ExitCode.INTERRUPTED
+    except Exception as error:
+        # typer wraps an EOFError, which says nothing, and keeps what was raised as the cause.
+        reason = error.__cause__ if isinstance(error, typer.Abort) and error.__cause__ else error
+        console.print_error(reason)
+        return console.find_exit_code(reason)
     return result if isinstance(result, int) else console.ExitCode.DONE
 
 
 def _report_usage(error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "localcascade"
-    console.print_problem(error.format_message(), f"`{command} --help` tells how it is used.")
+    message = error.format_message().replace(": Value error, ", ": ")  # pydantic's prefix
+    console.print_problem(message, f"`{command} --help` tells how it is used.")
     return error.exit_code
 
 
@@ -130,7 +135,7 @@ def _read_exit(ending: SystemExit) -> int:
     """Turn typer's own endings into a code; a reader that left (`| head`) is no failure."""
     if isinstance(ending.__context__, BrokenPipeError):
         return _hush_stdout()
-    return ending.code if isinstance(ending.code, int) else console.ExitCode.DONE
+    return ending.code if isinstance(ending.code, int) else console.ExitCode.FAILED
 
 
 def _hush_stdout() -> int:

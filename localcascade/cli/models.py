@@ -32,7 +32,7 @@ def models(
     if as_json:
         console.print_json({"models": [*_describe_models(catalog, installed)]})
         return
-    console.print_tables(_draw_models(catalog, installed))
+    console.print_tables(_draw_models(catalog, installed), _draw_summaries(catalog))
 
 
 def _describe_models(catalog: Catalog, installed: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -68,6 +68,13 @@ def _draw_models(catalog: Catalog, installed: Mapping[str, Path]) -> Table:
     for name, file in installed.items():
         if name not in catalog.entries:
             table.add_row(console.make_text(name, "bold"), "", "", "", "", _describe_size(file))
+    return table
+
+
+def _draw_summaries(catalog: Catalog) -> Table:
+    table = console.make_table("Name", "About")
+    for name, entry in catalog.entries.items():
+        table.add_row(console.make_text(name, "bold"), console.make_text(entry.summary))
     return table
 
 

@@ -40,6 +40,9 @@ def quantize(
         str | None,
         typer.Option(metavar="TYPE", help="Type for matrices whose width TYPE cannot divide."),
     ] = None,
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Widen with zeros, exactly, what TYPE does not fit.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Encoding threads; one a core by default.")
     ] = None,
@@ -57,7 +60,7 @@ def quantize(
 
       localcascade quantize ~/Nemotron-Cascade-2-30B-A3B nc2-q4.gguf --type iq4_nl
 
-      localcascade quantize tiny small.gguf --type q6_k --fallback q8_0 --json
+      localcascade quantize tiny small.gguf --type q6_k --pad
     """
     from quantize.convert import quantize_checkpoint
 
@@ -70,6 +73,7 @@ def quantize(
             output,
             type_name,
             fallback=fallback,
+            pad=pad,
             n_threads=threads,
             on_progress=on_progress,
         )

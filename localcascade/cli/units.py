@@ -41,7 +41,9 @@ def _explain_bad_size(text: str) -> str:
     if match is None:
         return f"{text!r} is not a size; write for example 16G, 800M or 17179869184."
     letter = match[2].upper()
-    return f"{text!r}: {letter}B means two things; write {match[1]}{letter} for {match[1]} {letter}iB."
+    return (
+        f"{text!r}: {letter}B means two things; write {match[1]}{letter} for {match[1]} {letter}iB."
+    )
 
 
 def format_bytes(n_bytes: int) -> str:

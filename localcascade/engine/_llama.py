@@ -9,6 +9,7 @@ Source: llama.h, ggml.h and ggml-backend.h of the pinned build.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,21 +36,36 @@ _native: Any = lib._lib  # libllama; finds the symbols of the ggml libraries beh
 _keep_alive: dict[str, Any] = {}  # callbacks that C still points to
 
 
-# size_t ggml_backend_dev_count(void);
-_native.ggml_backend_dev_count.argtypes = []
-_native.ggml_backend_dev_count.restype = ctypes.c_size_t
-# ggml_backend_dev_t ggml_backend_dev_get(size_t index);
-_native.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-_native.ggml_backend_dev_get.restype = ctypes.c_void_p
-# const char * ggml_backend_dev_name(ggml_backend_dev_t device);
-_native.ggml_backend_dev_name.argtypes = [ctypes.c_void_p]
-_native.ggml_backend_dev_name.restype = ctypes.c_char_p
-# const char * ggml_backend_dev_description(ggml_backend_dev_t device);
-_native.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
-_native.ggml_backend_dev_description.restype = ctypes.c_char_p
-# enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device);
-_native.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-_native.ggml_backend_dev_type.restype = ctypes.c_int
+def _bind(prototype: str, result: Any, *arguments: Any) -> Any:
+    """Bind a function that llama_cpp does not, given its prototype in C and in ctypes."""
+    name = prototype.partition("(")[0].split()[-1].lstrip("*")
+    function = getattr(_native, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_POINTER, _TEXT, _INT = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+_count_devices = _bind("size_t ggml_backend_dev_count(void)", ctypes.c_size_t)
+_get_device = _bind("ggml_backend_dev_t ggml_backend_dev_get(size_t)", _POINTER, ctypes.c_size_t)
+_name_device = _bind("const char * ggml_backend_dev_name(ggml_backend_dev_t)", _TEXT, _POINTER)
+_describe_device = _bind(
+    "const char * ggml_backend_dev_description(ggml_backend_dev_t)", _TEXT, _POINTER
+)
+_get_device_type = _bind(
+    "enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t)", _INT, _POINTER
+)
+_get_registry = _bind(
+    "ggml_backend_reg_t ggml_backend_dev_backend_reg(ggml_backend_dev_t)", _POINTER, _POINTER
+)
+_get_registry_call = _bind(
+    "void * ggml_backend_reg_get_proc_address(ggml_backend_reg_t, const char * name)",
+    _POINTER, _POINTER, _TEXT,
+)  # fmt: skip
+_name_buffer = _bind(
+    "const char * ggml_backend_buft_name(ggml_backend_buffer_type_t)", _TEXT, _POINTER
+)
+# ggml_backend_buffer_type_t * (*)(ggml_backend_dev_t device), ending with NULL
+_ListExtraBuffers = ctypes.CFUNCTYPE(ctypes.POINTER(_POINTER), _POINTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +107,44 @@ def list_devices() -> tuple[Device, ...]:
     Returns:
         Name, description and kind of each.
     """
-    pointers = (_native.ggml_backend_dev_get(i) for i in range(_native.ggml_backend_dev_count()))
     return tuple(
         Device(
-            name=_native.ggml_backend_dev_name(pointer).decode("utf-8", "replace"),
-            description=_native.ggml_backend_dev_description(pointer).decode("utf-8", "replace"),
-            kind=DEVICE_KINDS[_native.ggml_backend_dev_type(pointer)],
+            name=_name_device(device).decode("utf-8", "replace"),
+            description=_describe_device(device).decode("utf-8", "replace"),
+            kind=DEVICE_KINDS[_get_device_type(device)],
         )
-        for pointer in pointers
+        for device in _list_device_handles()
     )
+
+
+def list_extra_buffers() -> tuple[str, ...]:
+    """List the special memory layouts that this build would use for weights on this CPU.
+
+    Returns:
+        ggml's names of them, such as CPU_REPACK and AMX.
+    """
+    found: list[int] = []
+    for device in _list_device_handles():
+        address = _get_registry_call(_get_registry(device), b"ggml_backend_dev_get_extra_bufts")
+        buffers = _ListExtraBuffers(address)(device) if address else ()
+        found += itertools.takewhile(bool, buffers)
+    return tuple(_name_buffer(buffer).decode() for buffer in found)
+
+
+def _list_device_handles() -> list[int]:
+    return [_get_device(i) for i in range(_count_devices())]
 
 
 # ---- models ----------------------------------------------------------------------------------
 
 
 def load_model(
-    path: Path, *, n_gpu_layers: int, use_mmap: bool, on_progress: Callable[[float], bool]
+    path: Path,
+    *,
+    n_gpu_layers: int,
+    use_mmap: bool,
+    use_extra_buffers: bool,
+    on_progress: Callable[[float], bool],
 ) -> ModelHandle:
     """Load a GGUF.
 
@@ -114,6 +152,7 @@ def load_model(
         path: The file.
         n_gpu_layers: Layers to put on the GPU; -1 is all.
         use_mmap: Map the file instead of reading it.
+        use_extra_buffers: Lay weights out anew for this CPU, as list_extra_buffers tells.
         on_progress: Called with the share done, 0 to 1; False stops the load.
 
     Returns:
@@ -125,6 +164,7 @@ def load_model(
     params = lib.llama_model_default_params()
     params.n_gpu_layers = n_gpu_layers
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = use_extra_buffers
     params.progress_callback = lib.llama_progress_callback(lambda share, _: on_progress(share))
     model = lib.llama_model_load_from_file(bytes(path), params)
     if not model:

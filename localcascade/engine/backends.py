@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from localcascade.errors import EngineDied
 
@@ -18,6 +19,13 @@ PINNED_VERSION = "0.3.36"
 # The binding tells its own version only; this is the commit of llama.cpp that its sources carry.
 VENDORED_COMMITS = {PINNED_VERSION: "0c1e57098"}
 _TIMEOUT_S = 60.0
+_ROOT = Path(__file__).parents[2]
+_BOOT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from localcascade.engine.backends import print_backends
+print_backends()
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ def describe_backends() -> Backends:
     Raises:
         EngineDied: It is not installed, cannot be loaded, or killed that process.
     """
-    command = [sys.executable, "-m", "localcascade.engine.backends"]
+    # -P keeps the working folder off the path: nothing that lies there is to be imported.
+    command = [sys.executable, "-P", "-c", _BOOT, str(_ROOT)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
@@ -87,6 +96,11 @@ def _explain_death(code: int, log: str) -> str:
     return f"llama.cpp cannot be loaded: {lines[-1] if lines else f'exit code {code}'}"
 
 
+def print_backends() -> None:
+    """Load llama.cpp here, and write one line of JSON to stdout for `parse_answer`."""
+    print(json.dumps(asdict(_ask_llama())))
+
+
 def _ask_llama() -> Backends:
     from importlib.metadata import version
 
@@ -101,9 +115,8 @@ def _ask_llama() -> Backends:
         binding_version=binding_version,
         commit=VENDORED_COMMITS.get(binding_version, ""),
         features=llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
-        devices=tuple(Backend(**asdict(device)) for device in _llama.list_devices()),
+        devices=tuple(
+            Backend(device.name, device.description, device.kind)
+            for device in _llama.list_devices()
+        ),
     )
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(_ask_llama())))

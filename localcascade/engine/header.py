@@ -1,6 +1,8 @@
 """What a GGUF's header must say before llama.cpp may see the file.
 
 llama.cpp aborts on some values instead of refusing them; those are refused here, by name.
+What passes and kills it none the less costs a worker, no more.
+Source: llama_model_base::load_hparams in llama.cpp's src/llama-model.cpp.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ LIMITS: dict[str, tuple[int, int]] = {
     "embedding_length": (1, MAX_WIDTH),
     "expert_count": (0, MAX_EXPERTS),
     "expert_used_count": (0, MAX_EXPERTS),
+    "expert_group_count": (0, MAX_EXPERTS),
+    "expert_group_used_count": (0, MAX_EXPERTS),
+    "nextn_predict_layers": (0, MAX_LAYERS),
     "attention.head_count": (0, MAX_WIDTH),
     "attention.head_count_kv": (0, MAX_WIDTH),
     "attention.key_length": (1, MAX_WIDTH),
@@ -38,6 +43,8 @@ LIMITS: dict[str, tuple[int, int]] = {
 }
 """Key behind the architecture -> least and most it may be; for arrays, each element."""
 
+REAL_KEYS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 REQUIRED = ("block_count", "context_length", "embedding_length")
 
 
@@ -52,25 +59,59 @@ def check_header(path: Path) -> None:
     """
     try:
         with open_gguf(path) as file:
-            _check_architecture(file)
+            architecture = _check_architecture(file)
+            _check_numbers(file, architecture)
+            _check_relations(file, architecture)
             _check_vocabulary(file)
     except GGUFError as exc:
         problem = exc.message.removeprefix(f"{path}: ")
         raise ModelFileError(path, problem, hint=exc.hint or HINT) from exc
 
 
-def _check_architecture(file: GGUFFile) -> None:
+def _check_architecture(file: GGUFFile) -> str:
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise _refuse(file, "general.architecture", "is missing or no text")
     for suffix in REQUIRED:
         if f"{architecture}.{suffix}" not in file.metadata:
             raise _refuse(file, f"{architecture}.{suffix}", "is missing")
+    return architecture
+
+
+def _check_numbers(file: GGUFFile, architecture: str) -> None:
     for suffix, (least, most) in LIMITS.items():
         key = f"{architecture}.{suffix}"
         for value in _list_values(file.metadata, key):
             if type(value) is not int or not least <= value <= most:
-                raise _refuse(file, key, f"is {value!r}, not a number from {least} to {most}")
+                raise _refuse(file, key, f"is {value!r}, not a whole number, {least} to {most}")
+    for suffix in REAL_KEYS:
+        key = f"{architecture}.{suffix}"
+        for value in _list_values(file.metadata, key):
+            if type(value) is not float or not 0 <= value < 1:
+                raise _refuse(file, key, f"is {value!r}, not a number from 0 to 1")
+
+
+def _check_relations(file: GGUFFile, architecture: str) -> None:
+    """Check what llama.cpp asserts of one number beside another."""
+
+    def read(suffix: str) -> int:
+        return max(_list_values(file.metadata, f"{architecture}.{suffix}"), default=0)
+
+    n_experts, n_used = read("expert_count"), read("expert_used_count")
+    n_groups, n_used_groups = read("expert_group_count"), read("expert_group_used_count")
+    is_grouped = n_groups > 1
+    scaling = file.metadata.get(f"{architecture}.rope.scaling.type", "none")
+    for suffix, is_sound in (
+        ("expert_used_count", n_used <= n_experts and (n_used > 0) == (n_experts > 0)),
+        ("expert_group_count", n_groups < n_experts or n_groups == 0),
+        ("expert_group_count", not is_grouped or n_experts % n_groups == 0),
+        ("expert_group_used_count", not is_grouped or 0 < n_used_groups < n_groups),
+        ("nextn_predict_layers", read("nextn_predict_layers") < read("block_count")),
+        ("rope.scaling.type", scaling in ROPE_SCALINGS),
+    ):
+        if not is_sound:
+            key = f"{architecture}.{suffix}"
+            raise _refuse(file, key, f"is {file.metadata.get(key)!r}, which contradicts the rest")
 
 
 def _check_vocabulary(file: GGUFFile) -> None:

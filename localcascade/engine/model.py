@@ -19,6 +19,11 @@ DEFAULT_N_CTX = 8192
 N_BATCH = 512
 """Tokens of a micro-batch: progress is told, and cancelling heard, between two of them."""
 
+FATAL_BUFFERS = {"AMX"}
+"""Layouts whose code may crash: GCC up to 12 drops most of the AMX tile configuration, since its
+_tile_loadconfig claims to read 8 of the 64 bytes, and the next instruction faults. A build cannot
+be asked which compiler made it, and the layouts can only be switched off together."""
+
 
 class Log:
     """Passes llama.cpp's messages on to stderr, and keeps the errors among them."""
@@ -112,6 +117,7 @@ def _load(
             path,
             n_gpu_layers=choose_gpu_layers(options.n_gpu_layers, devices),
             use_mmap=options.use_mmap,
+            use_extra_buffers=not FATAL_BUFFERS & set(_llama.list_extra_buffers()),
             on_progress=tell,
         )
     except NativeError as exc:

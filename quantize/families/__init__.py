@@ -9,14 +9,18 @@ from quantize.families.nemotron_h import describe_nemotron_h
 from quantize.families.spec import Config, ModelSpec, OutputTensor
 from quantize.safetensors import Checkpoint
 
-FAMILIES: dict[str, Callable[[Config, frozenset[str]], ModelSpec]] = {
+FAMILIES: dict[str, Callable[[Config, frozenset[str], int], ModelSpec]] = {
     "NemotronHForCausalLM": describe_nemotron_h,
 }
 """`architectures` entry of config.json -> what reads the rest of it."""
 
 
-def describe_model(checkpoint: Checkpoint) -> ModelSpec:
+def describe_model(checkpoint: Checkpoint, block: int = 1) -> ModelSpec:
     """Find the checkpoint's family and let it speak. Code named by `auto_map` is never run.
+
+    Args:
+        checkpoint: The source, open.
+        block: Widths that may grow are padded with zeros to multiples of it, exactly.
 
     Raises:
         UnsupportedModel: No family of ours knows the architecture.
@@ -26,7 +30,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelSpec:
     architectures = checkpoint.config.get("architectures")
     for name in architectures if isinstance(architectures, list) else []:
         if isinstance(name, str) and name in FAMILIES:
-            return FAMILIES[name](config, frozenset(checkpoint.tensors))
+            return FAMILIES[name](config, frozenset(checkpoint.tensors), block)
     raise UnsupportedModel(
         f"{config.path}: key architectures: {architectures!r} is not a model known here",
         f"There are {', '.join(FAMILIES)}.",

@@ -9,8 +9,8 @@ Source: src/models/nemotron-h.cpp of llama.cpp; modeling_nemotron_h.py of transf
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from quantize.errors import UnsupportedModel
 from quantize.families.spec import Change, Config, ModelSpec, OutputTensor
@@ -22,6 +22,11 @@ _KIND_NAMES = {
     "mamba": MAMBA, "linear_attention": MAMBA, "attention": ATTENTION, "full_attention": ATTENTION,
     "moe": EXPERTS, "mlp": DENSE,
 }  # fmt: skip
+PADDABLE = ("n_embd", "n_ff", "n_ff_expert", "n_ff_shared", "n_latent")
+"""Widths that zeros may widen without changing what the model computes."""
+
+Axis = str | int
+
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS; more aborts the process that loads the file
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 
@@ -59,6 +64,26 @@ class Geometry:
     experts_scale: float
 
     @property
+    def untied(self) -> bool:
+        """Whether the output has a matrix of its own."""
+        return not self.tied
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads side by side."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads, or value heads, side by side."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def ssm_group(self) -> int:
+        """Channels that a Mamba layer normalizes together."""
+        return self.ssm_inner // self.n_ssm_groups
+
+    @property
     def ssm_inner(self) -> int:
         """Width inside a Mamba layer."""
         return self.n_ssm_heads * self.ssm_head_dim
@@ -81,97 +106,100 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table below; `shape` is the output's, of one expert where `stacked`."""
+    """One line of the tables below. Axes are names of Geometry's sizes, or plain lengths."""
 
     source: str
     output: str
-    shape: Callable[[Geometry], tuple[int, ...]]
-    source_shape: Callable[[Geometry], tuple[int, ...]] | None = None
+    axes: tuple[Axis, ...]
+    """Of the output, of one expert where `stacked`."""
+    source_axes: tuple[Axis, ...] | None = None
+    """Of the source, where they differ."""
     matrix: bool = False
     stacked: bool = False
     change: Change = "copy"
-    present: Callable[[Geometry], bool] = lambda _: True
+    needs: str = ""
+    """A size or flag of Geometry without which the tensor does not exist."""
 
 
-NORM = Row("norm.weight", "attn_norm.weight", lambda g: (g.n_embd,))
+NORM = Row("norm.weight", "attn_norm.weight", ("n_embd",))
 
 LAYERS: dict[str, tuple[Row, ...]] = {
     MAMBA: (
         NORM,
-        Row("mixer.in_proj.weight", "ssm_in.weight", lambda g: (g.ssm_in, g.n_embd), matrix=True),
-        Row("mixer.conv1d.weight", "ssm_conv1d.weight", lambda g: (g.ssm_conv_dim, g.ssm_conv),
-            lambda g: (g.ssm_conv_dim, 1, g.ssm_conv)),
-        Row("mixer.conv1d.bias", "ssm_conv1d.bias", lambda g: (g.ssm_conv_dim,)),
-        Row("mixer.dt_bias", "ssm_dt.bias", lambda g: (g.n_ssm_heads,)),
-        Row("mixer.A_log", "ssm_a", lambda g: (g.n_ssm_heads, 1), lambda g: (g.n_ssm_heads,),
-            change="negative_exp"),
-        Row("mixer.D", "ssm_d", lambda g: (g.n_ssm_heads, 1), lambda g: (g.n_ssm_heads,)),
-        Row("mixer.norm.weight", "ssm_norm.weight",
-            lambda g: (g.n_ssm_groups, g.ssm_inner // g.n_ssm_groups), lambda g: (g.ssm_inner,)),
-        Row("mixer.out_proj.weight", "ssm_out.weight", lambda g: (g.n_embd, g.ssm_inner),
-            matrix=True),
+        Row("mixer.in_proj.weight", "ssm_in.weight", ("ssm_in", "n_embd"), matrix=True),
+        Row("mixer.conv1d.weight", "ssm_conv1d.weight", ("ssm_conv_dim", "ssm_conv"),
+            ("ssm_conv_dim", 1, "ssm_conv")),
+        Row("mixer.conv1d.bias", "ssm_conv1d.bias", ("ssm_conv_dim",)),
+        Row("mixer.dt_bias", "ssm_dt.bias", ("n_ssm_heads",)),
+        Row("mixer.A_log", "ssm_a", ("n_ssm_heads", 1), ("n_ssm_heads",), change="negative_exp"),
+        Row("mixer.D", "ssm_d", ("n_ssm_heads", 1), ("n_ssm_heads",)),
+        Row("mixer.norm.weight", "ssm_norm.weight", ("n_ssm_groups", "ssm_group"), ("ssm_inner",)),
+        Row("mixer.out_proj.weight", "ssm_out.weight", ("n_embd", "ssm_inner"), matrix=True),
     ),
     ATTENTION: (
         NORM,
-        Row("mixer.q_proj.weight", "attn_q.weight", lambda g: (g.n_heads * g.head_dim, g.n_embd),
-            matrix=True),
-        Row("mixer.k_proj.weight", "attn_k.weight", lambda g: (g.n_kv_heads * g.head_dim, g.n_embd),
-            matrix=True),
-        Row("mixer.v_proj.weight", "attn_v.weight", lambda g: (g.n_kv_heads * g.head_dim, g.n_embd),
-            matrix=True),
-        Row("mixer.o_proj.weight", "attn_output.weight",
-            lambda g: (g.n_embd, g.n_heads * g.head_dim), matrix=True),
+        Row("mixer.q_proj.weight", "attn_q.weight", ("queries", "n_embd"), matrix=True),
+        Row("mixer.k_proj.weight", "attn_k.weight", ("keys", "n_embd"), matrix=True),
+        Row("mixer.v_proj.weight", "attn_v.weight", ("keys", "n_embd"), matrix=True),
+        Row("mixer.o_proj.weight", "attn_output.weight", ("n_embd", "queries"), matrix=True),
     ),
     EXPERTS: (
         NORM,
-        Row("mixer.gate.weight", "ffn_gate_inp.weight", lambda g: (g.n_experts, g.n_embd)),
-        Row("mixer.gate.e_score_correction_bias", "exp_probs_b.bias", lambda g: (g.n_experts,)),
-        Row("mixer.fc1_latent_proj.weight", "ffn_latent_down.weight",
-            lambda g: (g.n_latent, g.n_embd), matrix=True, present=lambda g: g.n_latent > 0),
-        Row("mixer.experts.{}.up_proj.weight", "ffn_up_exps.weight",
-            lambda g: (g.n_ff_expert, g.expert_in), matrix=True, stacked=True),
+        Row("mixer.gate.weight", "ffn_gate_inp.weight", ("n_experts", "n_embd")),
+        Row("mixer.gate.e_score_correction_bias", "exp_probs_b.bias", ("n_experts",)),
+        Row("mixer.fc1_latent_proj.weight", "ffn_latent_down.weight", ("n_latent", "n_embd"),
+            matrix=True, needs="n_latent"),
+        Row("mixer.experts.{}.up_proj.weight", "ffn_up_exps.weight", ("n_ff_expert", "expert_in"),
+            matrix=True, stacked=True),
         Row("mixer.experts.{}.down_proj.weight", "ffn_down_exps.weight",
-            lambda g: (g.expert_in, g.n_ff_expert), matrix=True, stacked=True),
-        Row("mixer.fc2_latent_proj.weight", "ffn_latent_up.weight",
-            lambda g: (g.n_embd, g.n_latent), matrix=True, present=lambda g: g.n_latent > 0),
+            ("expert_in", "n_ff_expert"), matrix=True, stacked=True),
+        Row("mixer.fc2_latent_proj.weight", "ffn_latent_up.weight", ("n_embd", "n_latent"),
+            matrix=True, needs="n_latent"),
         Row("mixer.shared_experts.up_proj.weight", "ffn_up_shexp.weight",
-            lambda g: (g.n_ff_shared, g.n_embd), matrix=True),
+            ("n_ff_shared", "n_embd"), matrix=True),
         Row("mixer.shared_experts.down_proj.weight", "ffn_down_shexp.weight",
-            lambda g: (g.n_embd, g.n_ff_shared), matrix=True),
+            ("n_embd", "n_ff_shared"), matrix=True),
     ),
     DENSE: (
         NORM,
-        Row("mixer.up_proj.weight", "ffn_up.weight", lambda g: (g.n_ff, g.n_embd), matrix=True),
-        Row("mixer.down_proj.weight", "ffn_down.weight", lambda g: (g.n_embd, g.n_ff), matrix=True),
+        Row("mixer.up_proj.weight", "ffn_up.weight", ("n_ff", "n_embd"), matrix=True),
+        Row("mixer.down_proj.weight", "ffn_down.weight", ("n_embd", "n_ff"), matrix=True),
     ),
 }  # fmt: skip
 
-OUTER: tuple[Row, ...] = (
-    Row("{}.embeddings.weight", "token_embd.weight", lambda g: (g.n_vocab, g.n_embd), matrix=True),
-    Row("{}.norm_f.weight", "output_norm.weight", lambda g: (g.n_embd,)),
-    Row("lm_head.weight", "output.weight", lambda g: (g.n_vocab, g.n_embd), matrix=True,
-        present=lambda g: not g.tied),
-)  # fmt: skip
+EMBEDDINGS = Row("{}.embeddings.weight", "token_embd.weight", ("n_vocab", "n_embd"), matrix=True)
+ENDING = (
+    Row("{}.norm_f.weight", "output_norm.weight", ("n_embd",)),
+    Row("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), matrix=True, needs="untied"),
+)
 
 
-def describe_nemotron_h(config: Config, names: frozenset[str]) -> ModelSpec:
+def describe_nemotron_h(config: Config, names: frozenset[str], block: int = 1) -> ModelSpec:
     """Say what a Nemotron-H checkpoint becomes.
 
     Args:
         config: Its config.json.
         names: The names of its tensors, which tell how it spells its body.
+        block: Widths that may grow are padded with zeros to multiples of it, exactly.
 
     Raises:
         CheckpointError: A key is missing or makes no sense.
         UnsupportedModel: llama.cpp cannot load such a model.
     """
     geometry = read_geometry(config)
+    if block > 1 and geometry.tied:
+        raise UnsupportedModel(
+            f"{config.path}: key tie_word_embeddings: tied embeddings cannot be padded, because "
+            "the one matrix would need two scales",
+            "Convert it without padding.",
+        )
+    padded = _pad_geometry(geometry, block)
     architecture = "nemotron_h_moe" if EXPERTS in geometry.kinds else "nemotron_h"
     body = "backbone" if "backbone.embeddings.weight" in names else "model"
     return ModelSpec(
         architecture=architecture,
-        metadata=tuple((f"{architecture}.{k}", v, t) for k, v, t in _metadata(geometry)),
-        tensors=tuple(_list_tensors(geometry, body)),
+        metadata=tuple((f"{architecture}.{k}", v, t) for k, v, t in _list_metadata(padded)),
+        tensors=tuple(_list_tensors(geometry, padded, body)),
         n_embeddings=geometry.n_vocab,
         left_out=("mtp.",),
     )
@@ -308,7 +336,7 @@ def _read_experts(config: Config) -> Sizes:
     }
 
 
-def _metadata(g: Geometry) -> list[MetadataEntry]:
+def _list_metadata(g: Geometry) -> list[MetadataEntry]:
     """Keys without the architecture's prefix, values, and GGUF value types."""
     n_ff = [g.n_ff_expert if k == EXPERTS else g.n_ff if k == DENSE else 0 for k in g.kinds]
     return [
@@ -330,11 +358,11 @@ def _metadata(g: Geometry) -> list[MetadataEntry]:
         ("ssm.state_size", g.ssm_state, "u32"),
         ("ssm.time_step_rank", g.n_ssm_heads, "u32"),
         ("ssm.group_count", g.n_ssm_groups, "u32"),
-        *(_expert_metadata(g) if EXPERTS in g.kinds else []),
+        *(_list_expert_metadata(g) if EXPERTS in g.kinds else []),
     ]
 
 
-def _expert_metadata(g: Geometry) -> list[MetadataEntry]:
+def _list_expert_metadata(g: Geometry) -> list[MetadataEntry]:
     # With all groups in use, routing by group is plain routing, and llama.cpp aborts on it.
     grouped = g.n_expert_groups_used < g.n_expert_groups
     return [
@@ -351,29 +379,57 @@ def _expert_metadata(g: Geometry) -> list[MetadataEntry]:
     ]
 
 
-def _list_tensors(geometry: Geometry, body: str) -> list[OutputTensor]:
-    embeddings, *ending = [
-        _make_spec(geometry, row, row.source.format(body), row.output)
-        for row in OUTER
-        if row.present(geometry)
-    ]
+def _list_tensors(geometry: Geometry, padded: Geometry, body: str) -> list[OutputTensor]:
+    outer = [(row.source.format(body), row.output, row) for row in (EMBEDDINGS, *ENDING)]
     layers = [
-        _make_spec(geometry, row, f"{body}.layers.{i}.{row.source}", f"blk.{i}.{row.output}")
+        (f"{body}.layers.{i}.{row.source}", f"blk.{i}.{row.output}", row)
         for i, kind in enumerate(geometry.kinds)
         for row in LAYERS[kind]
-        if row.present(geometry)
     ]
-    return [embeddings, *layers, *ending]
+    return [
+        _make_tensor(geometry, padded, source, output, row)
+        for source, output, row in (outer[0], *layers, *outer[1:])
+        if not row.needs or getattr(geometry, row.needs)
+    ]
 
 
-def _make_spec(geometry: Geometry, row: Row, source: str, output: str) -> OutputTensor:
-    shape = row.shape(geometry)
+def _make_tensor(
+    geometry: Geometry, padded: Geometry, source: str, output: str, row: Row
+) -> OutputTensor:
+    shape = _measure_axes(padded, row.axes)
     n_experts = geometry.n_experts if row.stacked else 1
     return OutputTensor(
         name=output,
         shape=(n_experts, *shape) if row.stacked else shape,
         sources=tuple(source.format(e) for e in range(n_experts)) if row.stacked else (source,),
-        source_shape=row.source_shape(geometry) if row.source_shape else shape,
+        source_shape=_measure_axes(geometry, row.source_axes or row.axes),
         matrix=row.matrix,
         change=row.change,
+        scale=_choose_scale(geometry, row, math.sqrt(padded.n_embd / geometry.n_embd)),
     )
+
+
+def _measure_axes(geometry: Geometry, axes: tuple[Axis, ...]) -> tuple[int, ...]:
+    return tuple(axis if isinstance(axis, int) else getattr(geometry, axis) for axis in axes)
+
+
+def _choose_scale(geometry: Geometry, row: Row, factor: float) -> float:
+    """What keeps every norm's output the same when zeros widen the residual stream.
+
+    A norm over P weights, P - D of them zeros that were added, divides by sqrt(D / P) of what it
+    did. So all that is written to the stream grows by `factor` = sqrt(P / D), and the norms' own
+    weights shrink by it. Their eps stays: the stream's mean square is the same.
+    """
+    if row.axes == ("n_embd",):
+        return 1 / factor
+    written = ("n_embd",) if geometry.n_latent else ("n_embd", "expert_in")
+    return factor if row is EMBEDDINGS or (len(row.axes) == 2 and row.axes[0] in written) else 1.0
+
+
+def _pad_geometry(geometry: Geometry, block: int) -> Geometry:
+    """Round the widths that may grow up to whole blocks.
+
+    Zeros are exact there: relu(0)^2 is 0, and what reads a zero of the stream has zero weights.
+    """
+    widths = {name: -(-getattr(geometry, name) // block) * block for name in PADDABLE}
+    return replace(geometry, **widths)

@@ -25,10 +25,13 @@ class OutputTensor:
     sources: tuple[str, ...]
     """Names in the checkpoint; several are stacked along the first axis."""
     source_shape: tuple[int, ...]
-    """Shape each source must have; the same weights in the same order as the output."""
+    """Shape each source must have: the same weights in the same order as the output, which may
+    be longer along its last two axes and is zero there."""
     matrix: bool
     """True for the large matrices that are quantized; all else stays f32."""
     change: Change = "copy"
+    scale: float = 1.0
+    """Factor on all weights, applied in float32."""
 
 
 @dataclass(frozen=True, slots=True)

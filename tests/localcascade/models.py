@@ -63,6 +63,7 @@ def write_model(
     n_ctx_train: int = 512,
     template: str = TEMPLATE,
     n_token_types: int = N_VOCAB,
+    quantized: bool = False,
     metadata: dict[str, float | int | str] | None = None,
 ) -> Path:
     """Write a model.
@@ -75,6 +76,7 @@ def write_model(
         n_ctx_train: Context length to claim.
         template: Chat template, left out if empty.
         n_token_types: Token types to write; fewer than tokens makes a hostile file.
+        quantized: Store the matrices as Q8_0 instead of F32.
         metadata: More keys, or other values for those below.
     """
     arch = "nemotron_h" if hybrid else "llama"
@@ -98,7 +100,11 @@ def write_model(
     _add_vocabulary(writer, n_token_types)
     shapes = _hybrid_shapes() if hybrid else _llama_shapes()
     for name, values in _make_weights(shapes, script, seed).items():
-        writer.add_tensor(name, values)
+        if quantized and values.ndim == 2 and "ssm_" not in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

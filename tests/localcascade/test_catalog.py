@@ -100,8 +100,7 @@ def test_figures_of_tiny_are_those_of_its_checkpoint(home: Path) -> None:
 
 
 def test_summaries_fit_a_line_of_a_terminal(home: Path) -> None:
-    # Completion in zsh breaks longer ones into two lines.
-    assert all(len(entry.summary) < 80 for entry in load_catalog().entries.values())
+    assert all(len(entry.summary) <= 60 for entry in load_catalog().entries.values())
 
 
 def test_a_model_is_found_by_its_repository_too(home: Path) -> None:

@@ -118,12 +118,17 @@ def test_misuse_is_2_and_names_the_help(
         (errors.OfflineError("offline"), 6),
         (KeyboardInterrupt(), 130),
         (ZeroDivisionError("ours"), 1),
+        (EOFError("ended"), 1),
         (BrokenPipeError(32, "Broken pipe"), 0),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_an_error_in_a_command_becomes_its_exit_code(
-    home: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
 ) -> None:
     def fail() -> dict[str, Path]:
         raise error
@@ -131,6 +136,12 @@ def test_an_error_in_a_command_becomes_its_exit_code(
     monkeypatch.setattr(store, "list_installed", fail)
     monkeypatch.setattr(cli, "_hush_stdout", lambda: 0)
     assert run_arguments(["models"]) == code
+    text = capsys.readouterr().err
+    if code in (0, 130):
+        assert text == ""
+    else:
+        assert text.lstrip().startswith("error: ")
+        assert str(error) in text
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,9 @@ def test_the_shell_completes_commands_and_models(home: Path) -> None:
 
 
 def test_the_script_for_a_shell_can_be_shown() -> None:
-    done = run_process("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    done = run_process(
+        "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
     assert done.returncode == 0
     assert "complete -o default" in done.stdout
     assert "localcascade" in done.stdout

@@ -142,7 +142,9 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
 @given(st.text(st.characters()))
 def test_no_control_character_survives(text: str) -> None:
     escaped = escape_controls(text)
-    left = [character for character in escaped if ord(character) < 32 or 127 <= ord(character) < 160]
+    left = [
+        character for character in escaped if ord(character) < 32 or 127 <= ord(character) < 160
+    ]
     assert set(left) <= {"\n", "\t"}
     assert escape_controls(escaped) == escaped
 

@@ -147,9 +147,7 @@ def read_json(capsys: pytest.CaptureFixture[str], code: int) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("tame")
-def test_every_check_has_a_line_of_advice(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_check_has_a_line_of_advice(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = read_json(capsys, 0)
     checks = {check["name"]: check for check in answer["checks"]}
     assert answer["ok"] is True

@@ -165,9 +165,7 @@ def test_colour_is_for_terminals_and_no_color_is_obeyed(file: Path) -> None:
     assert hint.startswith("\x1b[1;36mhint\x1b[0m: ")
 
 
-def test_a_truncated_file_is_refused_with_5(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_truncated_file_is_refused_with_5(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_bytes(file.read_bytes()[:-4000])
     assert run_arguments(["inspect", "model.gguf", "--json"]) == 5
     captured = capsys.readouterr()

@@ -24,7 +24,8 @@ def test_the_table_has_a_line_for_each_model(
     install(home, "nemotron-3-nano", 3 << 20)
     install(home, "my-own", 2048)
     assert run_arguments(["models"]) == 0
-    heading, *rows = capsys.readouterr().out.splitlines()
+    table, about = capsys.readouterr().out.split("\n\n")
+    heading, *rows = table.splitlines()
     assert heading.split() == ["Name", "Weights", "Active", "Context", "Licence", "Installed"]
     assert [row.split()[0] for row in rows] == [
         "tiny", "nemotron-cascade-2", "nemotron-3-nano", "my-own",
@@ -35,6 +36,8 @@ def test_the_table_has_a_line_for_each_model(
     ]  # fmt: skip
     assert rows[2].endswith("3.00 MiB")
     assert rows[3].split() == ["my-own", "2.00", "KiB"]
+    summaries = [entry.summary for entry in load_catalog().entries.values()]
+    assert [line.split(maxsplit=1)[1] for line in about.splitlines()[1:]] == summaries
 
 
 def test_the_json_holds_the_whole_catalog(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,22 @@ def test_sizes_are_binary_as_cards_are_labelled(text: str, n_bytes: int) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "G", "-1G", "+1G", "1e9", "nan", "inf", "16 X", "1,5G", "1_000", ".5G", "5.G", "16Gi", "٣G"],
+    [
+        "",
+        "G",
+        "-1G",
+        "+1G",
+        "1e9",
+        "nan",
+        "inf",
+        "16 X",
+        "1,5G",
+        "1_000",
+        ".5G",
+        "5.G",
+        "16Gi",
+        "٣G",
+    ],
 )
 def test_what_is_no_size_is_answered_with_one(text: str) -> None:
     with pytest.raises(ValueError, match="for example 16G"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from importlib.metadata import version
@@ -25,6 +26,15 @@ def test_the_installed_build_is_described() -> None:
     # Here in this process the library is asked directly.
     assert found.features == llama_cpp.llama_print_system_info().decode().strip(" |")
     assert bool(found.gpus) == llama_cpp.llama_supports_gpu_offload()
+
+
+def test_the_commit_is_the_one_that_was_built() -> None:
+    # const char * ggml_commit(void);
+    ask = llama_cpp.llama_cpp._lib.ggml_commit
+    ask.restype = ctypes.c_char_p
+    built = ask().decode().removesuffix("-dirty")
+    if built != "unknown":  # what a build outside a repository may say
+        assert backends.VENDORED_COMMITS[PINNED_VERSION].startswith(built)
 
 
 def test_the_pin_is_the_projects() -> None:
@@ -60,9 +70,7 @@ def test_a_library_that_kills_is_told_and_survived(
         describe_backends()
 
 
-def test_a_library_that_hangs_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_library_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     answer_with(monkeypatch, tmp_path, "exec sleep 60")
     monkeypatch.setattr(backends, "_TIMEOUT_S", 0.2)
     with pytest.raises(EngineDied, match="no answer"):

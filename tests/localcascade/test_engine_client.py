@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from localcascade.engine import client as client_module
 from localcascade.engine import process
 from localcascade.engine.client import Engine
 from localcascade.errors import (
@@ -132,6 +133,20 @@ def test_logits_equal_a_bare_loop(engine: Engine, path: Path) -> None:
     ours = engine.logits(tokens)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_quantized_model_reads_many_tokens_at_once(tmp_path: Path, hybrid: bool) -> None:
+    # Where the CPU has AMX, llama.cpp's code for it may crash: see model.FATAL_BUFFERS.
+    small = write_model(tmp_path / "q.gguf", hybrid=hybrid, quantized=True)
+    tokens = list(range(64))
+    bare = BareModel(small)
+    expected = bare.read_logits(tokens)
+    bare.close()
+    with Engine(small, n_threads=1) as engine:
+        ours = engine.logits(tokens)
+    close = np.abs(ours - expected) < 0.1 * expected.std()
+    assert close.mean() > 0.99
 
 
 def test_the_same_request_again_reuses_the_prompt_and_says_the_same(engine: Engine) -> None:
@@ -332,8 +347,15 @@ def test_after_three_deaths_in_a_minute_it_says_so_and_stops(
     assert mortal.tokenize("the") == [257]
 
 
+@pytest.fixture
+def one_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a single death stop an engine, so that few starts tell whether one was counted."""
+    monkeypatch.setattr(client_module, "MAX_DEATHS", 1)
+
+
+@pytest.mark.usefixtures("one_life")
 def test_a_closed_engine_starts_again_when_asked(mortal: Engine) -> None:
-    for _ in range(4):  # being closed is no death
+    for _ in range(2):  # being closed is no death
         worker = find_new_worker(mortal.load)
         mortal.close()
         worker.wait(5)
@@ -352,10 +374,11 @@ def test_closing_ends_a_running_turn(mortal: Engine) -> None:
 # ---- bad files -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_life")
 def test_a_file_that_llama_refuses_is_an_error_and_no_death(tmp_path: Path) -> None:
     odd = write_model(tmp_path / "odd.gguf", metadata={"llama.feed_forward_length": 96})
     with Engine(odd) as engine:
-        for _ in range(4):
+        for _ in range(2):
             error = fail(list(engine.chat(ask("x"))))
             assert isinstance(error, ModelFileError)
             assert "ffn_" in error.message
@@ -412,6 +435,7 @@ def test_a_hostile_template_fails_and_the_engine_lives(tmp_path: Path, template:
         assert worker.is_running()
 
 
+@pytest.mark.usefixtures("one_life")
 def test_a_template_that_takes_too_long_costs_the_worker_and_not_the_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,10 +445,9 @@ def test_a_template_that_takes_too_long_costs_the_worker_and_not_the_client(
     )
     with Engine(slow, n_threads=1) as engine:
         monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 0.001)
-        for _ in range(4):  # ours to end, so no death
-            error = fail(list(engine.chat(ask("x"))))
-            assert isinstance(error, TemplateError)
-            assert "chat_template did not finish" in error.message
+        error = fail(list(engine.chat(ask("x"))))
+        assert isinstance(error, TemplateError)  # and no death: ours to end
+        assert "chat_template did not finish" in error.message
         with pytest.raises(TemplateError, match="did not finish"):
             engine.render(ask("x"))
         monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 60.0)

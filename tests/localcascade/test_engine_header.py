@@ -29,6 +29,12 @@ def test_a_sound_file_passes(tmp_path: Path, hybrid: bool) -> None:
         ("nemotron_h.ssm.time_step_rank", 2**30),
         ("nemotron_h.expert_count", 100_000),
         ("nemotron_h.attention.head_count", 1.5),
+        ("nemotron_h.attention.layer_norm_rms_epsilon", float("nan")),
+        ("nemotron_h.attention.layer_norm_epsilon", -1.0),
+        ("nemotron_h.nextn_predict_layers", 3),
+        ("nemotron_h.expert_used_count", 1),
+        ("nemotron_h.expert_group_count", 2),
+        ("nemotron_h.rope.scaling.type", "x"),
     ],
 )
 def test_a_hostile_value_is_refused_by_key(tmp_path: Path, key: str, value: object) -> None:
@@ -36,6 +42,25 @@ def test_a_hostile_value_is_refused_by_key(tmp_path: Path, key: str, value: obje
     with pytest.raises(ModelFileError, match=key) as caught:
         check_header(path)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("experts", "key"),
+    [
+        ({"expert_count": 8}, "expert_used_count"),
+        ({"expert_count": 8, "expert_used_count": 9}, "expert_used_count"),
+        ({"expert_count": 8, "expert_used_count": 2, "expert_group_count": 8}, "group_count"),
+        ({"expert_count": 8, "expert_used_count": 2, "expert_group_count": 3}, "group_count"),
+        ({"expert_count": 8, "expert_used_count": 2, "expert_group_count": 4}, "group_used_count"),
+    ],
+)
+def test_experts_that_contradict_each_other_are_refused(
+    tmp_path: Path, experts: dict[str, int], key: str
+) -> None:
+    metadata = {f"llama.{suffix}": value for suffix, value in experts.items()}
+    path = write_model(tmp_path / "model.gguf", metadata=dict(metadata))
+    with pytest.raises(ModelFileError, match=rf"{key} is .* contradicts"):
+        check_header(path)
 
 
 def test_alignment_zero_is_refused(tmp_path: Path) -> None:
