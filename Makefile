@@ -21,7 +21,7 @@ soak: .venv/.installed  ## the long sweeps, of which `make test` runs a sample
 
 bench: .venv/.installed  ## every figure of the README, into bench/results/
 	$(BIN)/python bench/startup.py
-	$(BIN)/python bench/inspect.py
+	$(BIN)/python bench/inspection.py
 	$(BIN)/python bench/convert.py
 
 size: .venv/.installed  ## lines per package and the longest files

@@ -62,7 +62,7 @@ class SandboxMeans:
 
 def read_memory() -> Memory:
     """Read main memory, or the container's limit where that is lower."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     memory = psutil.virtual_memory()
     limit_bytes = parse_memory_limit(_read_text(Path("/sys/fs/cgroup/memory.max")))

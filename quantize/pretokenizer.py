@@ -132,7 +132,7 @@ def choose_pre_tokenizer(
     ignore_merges: bool,
     tokens: Collection[str],
     merges: Sequence[Merge],
-) -> str:
+) -> PreTokenizer:
     """Choose the splitter of llama.cpp for the regexes of a tokenizer.json.
 
     Where llama.cpp has the regexes only with the other setting of `ignore_merges`, both settings
@@ -146,7 +146,7 @@ def choose_pre_tokenizer(
         merges: In order of rank.
 
     Returns:
-        Value of tokenizer.ggml.pre.
+        The splitter; its name is the value of tokenizer.ggml.pre.
 
     Raises:
         UnsupportedModel: No splitter has these regexes, or only with other merges.
@@ -165,7 +165,7 @@ def choose_pre_tokenizer(
     for known in candidates:
         follows_merges = known.ignores_merges == ignore_merges or split is None
         if follows_merges and not (known.joins_more and has_joined_token(tokens)):
-            return known.name
+            return known
     raise UnsupportedModel(
         f"{path}: model.ignore_merges is {ignore_merges}, llama.cpp's {candidates[0].name} has "
         f"it the other way, and the merges do not build token {split!r}",

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import CheckpointError, UnsupportedModel
-from quantize.pretokenizer import Merge, choose_pre_tokenizer, read_patterns, spell_bytes
+from quantize.pretokenizer import (
+    Merge,
+    PreTokenizer,
+    choose_pre_tokenizer,
+    read_patterns,
+    spell_bytes,
+)
 from quantize.safetensors import read_object
 from quantize.special_tokens import (
     Sampling,
@@ -68,8 +74,7 @@ class Vocabulary:
     types: list[int]
     merges: list[str]
     """Two tokens with a space between; the earlier a merge stands, the earlier it is done."""
-    pre: str
-    """llama.cpp's name of the pre-tokenizer."""
+    pre: PreTokenizer
     special: SpecialTokens
     chat_template: str | None
     """Jinja source."""
@@ -83,7 +88,9 @@ class Vocabulary:
             ("general.sampling.top_p", sampling.top_p, "f32"),
             ("general.sampling.top_k", sampling.top_k, "i32"),
             ("tokenizer.ggml.model", "gpt2", "str"),
-            ("tokenizer.ggml.pre", self.pre, "str"),
+            ("tokenizer.ggml.pre", self.pre.name, "str"),
+            # Our own key, for our engine: other runners ignore it.
+            ("localcascade.cut_before_apostrophe", self.pre.joins_more, "bool"),
             ("tokenizer.ggml.tokens", self.tokens, "arr:str"),
             ("tokenizer.ggml.token_type", self.types, "arr:i32"),
             ("tokenizer.ggml.merges", self.merges, "arr:str"),

@@ -52,15 +52,13 @@ def quantize(
 
     The large matrices become TYPE; norms, router, convolution and biases stay f32. A type that
     does not fit a matrix is refused, never replaced silently. OUT.gguf appears when it is
-    complete and verified, and not before.
+    complete and verified, and not before. A run that was killed goes on when given again.
 
-    [bold]Examples[/bold]
-
-      localcascade quantize tiny tiny.gguf --type q8_0
-
-      localcascade quantize ~/Nemotron-Cascade-2-30B-A3B nc2-q4.gguf --type iq4_nl
-
-      localcascade quantize tiny small.gguf --type q6_k --pad
+    \b
+    localcascade quantize tiny tiny.gguf --type q8_0
+    localcascade quantize ~/Nemotron-Cascade-2-30B-A3B nc2.gguf --type iq4_nl
+    localcascade quantize tiny small.gguf --type q6_k --fallback q8_0 --json
+    localcascade quantize tiny padded.gguf --type q6_k --pad
     """
     from quantize.convert import quantize_checkpoint
 

@@ -69,8 +69,11 @@ class Model:
             n_batch=N_BATCH,
             n_threads=options.n_threads or count_threads(),
         )
-        self.vocabulary = Vocabulary(_llama.get_vocab(self._model))
         self.metadata = _llama.read_metadata(self._model)
+        self.vocabulary = Vocabulary(
+            _llama.get_vocab(self._model),
+            cut_before_apostrophe=self.metadata.get("localcascade.cut_before_apostrophe") == "true",
+        )
         self.info = ModelInfo(
             name=self.metadata.get("general.name") or path.stem,
             n_ctx=_llama.get_n_ctx(self.context),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -9,15 +10,21 @@ from localcascade.engine import _llama
 from localcascade.prompt.marks import Segment
 
 
+_APOSTROPHE = re.compile(r"(?<=[^\W_])(?=')")
+"""Between a letter or digit and an apostrophe, where the tekken family always ends a word."""
+
+
 class Vocabulary:
     """The vocabulary of a loaded model.
 
     Args:
         handle: Lives as long as the model.
+        cut_before_apostrophe: The file's own word for it, see quantize/pretokenizer.py.
     """
 
-    def __init__(self, handle: _llama.VocabHandle) -> None:
+    def __init__(self, handle: _llama.VocabHandle, *, cut_before_apostrophe: bool = False) -> None:
         self._handle = handle
+        self._cuts = cut_before_apostrophe
         self.n_tokens = _llama.get_n_vocab(handle)
 
     @cached_property
@@ -59,8 +66,11 @@ class Vocabulary:
         Returns:
             Token ids; none are added at the ends.
         """
-        data = text.encode("utf-8", "replace")
-        return _llama.tokenize(self._handle, data, parse_special=parse_special)
+        tokens: list[int] = []
+        for part in _APOSTROPHE.split(text) if self._cuts else [text]:
+            data = part.encode("utf-8", "replace")
+            tokens += _llama.tokenize(self._handle, data, parse_special=parse_special)
+        return tokens
 
     def tokenize_segments(self, segments: Iterable[Segment]) -> list[int]:
         """Cut a rendered prompt into tokens, each segment on its own.

@@ -1,7 +1,7 @@
 """The worker process: reads requests, runs llama.cpp, writes events; dies with its client.
 
-The main thread computes. A second one listens, so that a cancel is heard while a token is
-being computed, and so that the process ends at once when the client hangs up or is gone.
+One thread computes. A second one listens, so that a cancel is heard while a token is being
+computed, and so that the process ends at once when the client hangs up or is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +40,9 @@ from localcascade.prompt.marks import Segment
 from localcascade.prompt.parser import OutputParser
 from localcascade.prompt.template import Template
 
+STACK_BYTES = 512 << 20
+"""Of the computing thread; touched only as far as needed. llama.cpp splits text by recursion, and
+26,000 letters in a row fill the usual 8 MiB."""
 PARENT_CHECK_S = 1.0
 """A fork of the client may hold the socket open after the client is gone, so look for it too."""
 
@@ -223,6 +227,13 @@ def main() -> None:
     threading.Thread(target=watch_parent, args=(parent,), name="parent", daemon=True).start()
     channel = Channel(socket.socket(fileno=descriptor))
     inbox = Inbox(channel)
+    threading.stack_size(STACK_BYTES)
+    with ThreadPoolExecutor(1, thread_name_prefix="compute") as pool:
+        pool.submit(load_and_serve, channel, inbox).result()
+
+
+def load_and_serve(channel: Channel, inbox: Inbox) -> None:
+    """Answer the first request, which is to load a model, and then all others."""
     log = Log()
     _llama.set_log(log.write)
     _llama.start_backend()

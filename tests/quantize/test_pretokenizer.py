@@ -56,15 +56,15 @@ def split_by(*regexes: str, behavior: str = "Isolated", invert: bool = False) ->
 def test_regex_of_a_real_model_gives_its_splitter(name: str) -> None:
     for kept in ({}, {"behavior": "Removed", "invert": True}):
         patterns = read_patterns(FILE, split_by(REAL[name], **kept))
-        assert choose_pre_tokenizer(FILE, patterns, True, BYTES, []) == name
+        assert choose_pre_tokenizer(FILE, patterns, True, BYTES, []).name == name
 
 
 def test_bytelevel_alone_is_gpt2_and_digits_before_it_smollm() -> None:
     alone = {"type": "ByteLevel", "add_prefix_space": False}
-    assert choose_pre_tokenizer(FILE, read_patterns(FILE, alone), False, BYTES, []) == "gpt-2"
+    assert choose_pre_tokenizer(FILE, read_patterns(FILE, alone), False, BYTES, []).name == "gpt-2"
     digits = {"type": "Digits", "individual_digits": True}
     both = read_patterns(FILE, {"type": "Sequence", "pretokenizers": [digits, alone]})
-    assert choose_pre_tokenizer(FILE, both, False, BYTES, []) == "smollm"
+    assert choose_pre_tokenizer(FILE, both, False, BYTES, []).name == "smollm"
 
 
 def test_line_ends_may_be_written_as_such_or_escaped() -> None:
@@ -76,7 +76,7 @@ def test_line_ends_may_be_written_as_such_or_escaped() -> None:
 def test_tokens_across_the_regex_s_boundaries_give_tekken_itself(token: str) -> None:
     spelled = "".join(BYTES[byte] for byte in token.encode())
     patterns = read_patterns(FILE, split_by(REAL["granite-embed-multi-97m"]))
-    assert choose_pre_tokenizer(FILE, patterns, True, [*BYTES, spelled], []) == "tekken"
+    assert choose_pre_tokenizer(FILE, patterns, True, [*BYTES, spelled], []).name == "tekken"
 
 
 def test_tokens_within_them_do_not() -> None:
@@ -88,9 +88,9 @@ def test_ignore_merges_decides_only_where_it_matters() -> None:
     built, unbuilt = [*BYTES, "ab", "abc"], [*BYTES, "ab", "abc", "abcd"]
     merges = [("a", "b"), ("ab", "c")]
     llama3 = (REAL["llama-bpe"],)
-    assert choose_pre_tokenizer(FILE, llama3, False, built, merges) == "llama-bpe"
-    assert choose_pre_tokenizer(FILE, llama3, False, unbuilt, merges) == "dbrx"
-    assert choose_pre_tokenizer(FILE, llama3, True, unbuilt, merges) == "llama-bpe"
+    assert choose_pre_tokenizer(FILE, llama3, False, built, merges).name == "llama-bpe"
+    assert choose_pre_tokenizer(FILE, llama3, False, unbuilt, merges).name == "dbrx"
+    assert choose_pre_tokenizer(FILE, llama3, True, unbuilt, merges).name == "llama-bpe"
     with pytest.raises(UnsupportedModel, match="abcd"):
         choose_pre_tokenizer(FILE, (REAL["qwen2"],), True, unbuilt, merges)
 
