@@ -17,7 +17,7 @@ check: .venv/.installed  ## format, lint, types, layers
 	$(BIN)/lint-imports --no-cache
 
 soak: .venv/.installed  ## the long sweeps, of which `make test` runs a sample
-	LOCALCASCADE_SOAK=1 $(BIN)/pytest -m soak --timeout 3600
+	LOCALCASCADE_SOAK=1 $(BIN)/pytest --timeout 3600
 
 bench: .venv/.installed  ## every figure of the README, into bench/results/
 	$(BIN)/python bench/startup.py

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tiny import corpus
-from tiny.model import TinyModel
+from tiny.model import SPECIAL_TOKENS, TinyModel
 from tiny.training import Encoder
 
 N_ROUTING_CHATS = 300
 MAX_NEW_TOKENS = 160
+BATCH_CHATS = 50
 
 
 def load_checkpoint(folder: Path) -> Any:
@@ -26,28 +25,26 @@ def load_checkpoint(folder: Path) -> Any:
     return NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def group_by_length(prompts: list[list[int]], largest: int = 64) -> Iterator[list[int]]:
-    """Yield index groups of prompts of equal length: a batch then needs no padding."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        groups[len(prompt)].append(index)
-    for members in groups.values():
-        yield from (members[start : start + largest] for start in range(0, len(members), largest))
+def pad_left(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Stack prompts of unequal length, ending together: token ids and mask, both (B, T)."""
+    length = max(map(len, prompts))
+    pad = SPECIAL_TOKENS.index("<pad>")
+    tokens = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts])
+    ends = torch.tensor([length - len(prompt) for prompt in prompts])
+    return tokens, (torch.arange(length) >= ends[:, None]).long()
 
 
 @torch.inference_mode()
 def complete(model: Any, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
     """New token ids for each prompt; greedy unless sampling options are given."""
     options = {"do_sample": False, "temperature": None, "top_p": None, **sampling}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     completions: list[list[int]] = [[] for _ in prompts]
-    for members in group_by_length(prompts):
-        tokens = torch.tensor([prompts[index] for index in members])
+    for start in range(0, len(order), BATCH_CHATS):
+        members = order[start : start + BATCH_CHATS]
+        tokens, mask = pad_left([prompts[index] for index in members])
         written = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=MAX_NEW_TOKENS,
-            use_cache=True,
-            **options,
+            tokens, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, **options
         )
         for index, row in zip(members, written[:, tokens.shape[1] :].tolist(), strict=True):
             completions[index] = row

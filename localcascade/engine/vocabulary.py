@@ -9,7 +9,6 @@ from functools import cached_property
 from localcascade.engine import _llama
 from localcascade.prompt.marks import Segment
 
-
 _APOSTROPHE = re.compile(r"(?<=[^\W_])(?=')")
 """Between a letter or digit and an apostrophe, where the tekken family always ends a word."""
 
@@ -45,6 +44,12 @@ class Vocabulary:
     def is_eog(self, token: int) -> bool:
         """Tell whether a token ends a generation."""
         return _llama.is_eog(self._handle, token)
+
+    @property
+    def bos(self) -> int | None:
+        """The beginning-of-sequence token, if every text is to open with it."""
+        token = _llama.get_bos(self._handle)
+        return token if token >= 0 and _llama.adds_bos(self._handle) else None
 
     @property
     def bos_text(self) -> str:

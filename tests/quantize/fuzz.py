@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-import os
+from tests.soak import SOAK
 
-N_DAMAGED_FILES = 20_000 if os.environ.get("LOCALCASCADE_SOAK") else 150
+N_DAMAGED_FILES = 20_000 if SOAK else 150

@@ -360,7 +360,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, int]:
         return path, path.read_bytes(), file.data_offset
 
 
-@pytest.mark.soak
 @given(data=st.data())
 @settings(max_examples=N_DAMAGED_FILES, deadline=None)
 def test_changed_bytes_read_as_llama_cpp_reads_them_or_are_refused(

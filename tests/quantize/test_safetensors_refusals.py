@@ -318,7 +318,6 @@ def check_shard(folder: Path, content: bytes) -> None:
 VALID = pack_shard(*describe_tensors(TENSORS))
 
 
-@pytest.mark.soak
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4
@@ -342,7 +341,6 @@ odd_values = st.recursive(
 )  # fmt: skip
 
 
-@pytest.mark.soak
 @given(
     name=st.sampled_from([*TENSORS, "__metadata__", "new"]),
     key=st.sampled_from(["dtype", "shape", "data_offsets", "other"]),
