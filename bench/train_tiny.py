@@ -1,7 +1,7 @@
 """Train and evaluate `tiny`, the small Nemotron-H that ships with LocalCascade.
 
     python bench/train_tiny.py corpus --show 5     # look at the invented corpus
-    python bench/train_tiny.py train               # about 70 minutes on two cores
+    python bench/train_tiny.py train               # about 50 minutes on two cores
     python bench/train_tiny.py evaluate            # the checkpoint, with transformers
 
 Training can be stopped and started again: the state is saved every three minutes. Nothing is

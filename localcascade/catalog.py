@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from localcascade import paths
 from localcascade.errors import ConfigError
+from localcascade.names import NAME_PATTERN, REPO_PATTERN
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["thinking", "instruct"]
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_REPO_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _STRICT: ConfigDict = {"extra": "forbid", "strict": True}
 
 
@@ -95,7 +93,7 @@ class CatalogEntry:
     def __post_init__(self) -> None:
         if self.bundled == bool(self.repo):
             raise ValueError("needs either repo or bundled = true")
-        if self.repo and not _REPO_PATTERN.fullmatch(self.repo):
+        if self.repo and not REPO_PATTERN.fullmatch(self.repo):
             raise ValueError(f"repo must read OWNER/NAME, not {self.repo!r}")
         if not 1 <= self.context_tokens < 1 << 31:
             raise ValueError("context_tokens must be positive and below 2 ** 31")

@@ -4,10 +4,13 @@ CascadeError
 ├── ConfigError        a file or a key of ours or the user's is wrong
 ├── ModelNotFound      no model of that name is in the catalog, installed or on disk
 ├── ModelFileError     a model file is damaged, or llama.cpp refuses it
+├── UnsafeName         a name from outside that must not become a file or folder of ours
+├── StoreError         the store cannot take, keep or let go of a model
 ├── TemplateError      a chat template loops, calls, fails or is not Jinja
 ├── DownloadError      a transfer failed
 │   └── OfflineError   the network is needed but must not be used
 ├── OutOfBudget        it does not fit the memory
+├── EvaluationError    a text or a pair of models cannot be measured
 ├── ContextFull        the conversation does not fit the context
 ├── NativeError        a llama.cpp call returned an error
 ├── EngineDied         the worker process is gone
@@ -56,6 +59,14 @@ class ModelFileError(CascadeError):
         self.tensor = tensor
 
 
+class UnsafeName(CascadeError):
+    """A name from outside that must not become a file or folder of ours."""
+
+
+class StoreError(CascadeError):
+    """The store cannot take, keep or let go of a model."""
+
+
 class TemplateError(CascadeError):
     """A chat template loops, calls what it must not, fails, or is not Jinja."""
 
@@ -75,6 +86,10 @@ class OutOfBudget(CascadeError):
         super().__init__(message, hint)
         self.need_bytes = need_bytes
         self.have_bytes = have_bytes
+
+
+class EvaluationError(CascadeError):
+    """A text or a pair of models cannot be measured."""
 
 
 class ContextFull(CascadeError):

@@ -27,7 +27,7 @@ def find_cache_folder() -> Path:
 
 
 def find_models_folder() -> Path:
-    """Folder of installed GGUF models: NAME.gguf, or NAME/ with one file in it."""
+    """Folder of installed GGUF models: NAME/, or a NAME.gguf put there by hand."""
     return find_data_folder() / "models"
 
 

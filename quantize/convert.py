@@ -1,7 +1,7 @@
 """Carry out a recipe in one pass: read, encode in parallel, write, verify; resumed if killed.
 
-Threads take units (unit.py) in the file's order; memory is their buffers and does not grow with
-the checkpoint.
+Threads take units (unit.py) in the order of the source, so that each shard is read once from front
+to back; memory is their buffers and does not grow with the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,14 +23,21 @@ from quantize.errors import OutputError
 from quantize.families import describe_model
 from quantize.ggml import prepare_type, type_named
 from quantize.gguf import FilePlan, TensorSpec, open_gguf, plan_file
+from quantize.importance import read_importance
 from quantize.part import Part, open_part
 from quantize.recipe import Recipe, plan_recipe
-from quantize.safetensors import Checkpoint, open_checkpoint
+from quantize.safetensors import Checkpoint, Shards, open_checkpoint
 from quantize.tokenizer import read_tokenizer
-from quantize.unit import Buffers, Unit, cut_units, run_unit
+from quantize.unit import Buffers, Unit, cut_units, locate_source, run_unit
 
 OnProgress = Callable[[str, int, int], None]
 """(stage, bytes done, bytes in all); stages are "write" and "verify"."""
+
+RECORD_BYTES = 1 << 20
+RECORD_SHARE = 1000
+"""Pieces are flushed to the disk and recorded whenever so many bytes, or this share of the file if
+that is more, have been written: no more is done twice after a kill."""
+_VERIFIED = "verified "
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,10 @@ class Result:
     peak_rss_bytes: int
     """Of the whole process."""
     notes: tuple[str, ...]
+    verified: tuple[str, ...]
+    """Names of the shards that were read whole and have the hash their publisher names."""
+    unverified: tuple[str, ...]
+    """The others: files of a folder, and what took several runs to read."""
 
 
 def quantize_checkpoint(
@@ -52,19 +64,24 @@ def quantize_checkpoint(
     *,
     fallback: str | None = None,
     pad: bool = False,
+    importance: Path | None = None,
     name: str | None = None,
+    shards: Shards | None = None,
     n_threads: int | None = None,
     on_progress: OnProgress = lambda _stage, _done, _total: None,
 ) -> Result:
     """Turn a Hugging Face checkpoint into one GGUF file.
 
     Args:
-        source: Folder with config.json, safetensors and tokenizer.json.
+        source: Folder with config.json, tokenizer.json and, unless `shards` has them, safetensors.
         output: The file to make; replaced only by a complete, verified one.
         type_name: ggml type of the large matrices, such as "q8_0".
         fallback: Type for matrices that `type_name` does not fit; None refuses them.
         pad: Widen what may be widened with zeros, exactly, so that `type_name` fits.
+        importance: Importance matrix of the unpadded model, ours or llama-imatrix's; None counts
+            every input the same.
         name: The model's name in the file; None takes the folder's.
+        shards: Where the weights come from, closed at the end; None reads files of the folder.
         n_threads: None takes one a core.
         on_progress: Called from this thread with (stage, bytes done, bytes in all).
 
@@ -74,7 +91,8 @@ def quantize_checkpoint(
     """
     wanted = type_named(type_name)
     spare = type_named(fallback) if fallback else None
-    with open_checkpoint(source) as checkpoint:
+    collected = read_importance(importance) if importance else None
+    with open_checkpoint(source, shards) as checkpoint:
         model = describe_model(checkpoint, wanted.block_weights if pad else 1)
         vocabulary = read_tokenizer(source, model.n_embeddings, checkpoint.config)
         recipe = plan_recipe(
@@ -83,6 +101,7 @@ def quantize_checkpoint(
             vocabulary,
             wanted,
             fallback=spare,
+            importance=collected,
             name=name or source.resolve().name,
         )
         return execute_recipe(
@@ -103,11 +122,13 @@ def execute_recipe(
     infos = [TensorSpec(t.spec.name, t.spec.shape, t.type.id) for t in recipe.tensors]
     plan = plan_file(recipe.metadata, infos)
     units = list(cut_units(recipe, plan))
-    with open_part(output, plan.file_bytes, _identify(checkpoint, plan)) as part:
+    with open_part(output, plan.file_bytes, _identify(checkpoint, recipe, plan)) as part:
         os.pwrite(part.descriptor, plan.header, 0)
-        checksums = _run_units(checkpoint, units, part, n_threads or _count_cores(), on_progress)
+        work = _Work(checkpoint, recipe, units, part)
+        checksums = work.run(n_threads or _count_cores(), on_progress)
         os.fsync(part.descriptor)
         _verify(part.path, plan, units, checksums, on_progress)
+    verified = work.list_verified()
     return Result(
         output=output,
         file_bytes=plan.file_bytes,
@@ -115,45 +136,96 @@ def execute_recipe(
         elapsed_s=time.monotonic() - started,
         peak_rss_bytes=_measure_peak_rss_bytes(),
         notes=recipe.notes,
+        verified=verified,
+        unverified=tuple(sorted(work.list_shards() - {*verified})),
     )
 
 
-def _identify(checkpoint: Checkpoint, plan: FilePlan) -> str:
+def _identify(checkpoint: Checkpoint, recipe: Recipe, plan: FilePlan) -> str:
     """Name the work: the same line means that an interrupted run can be continued."""
     digest = hashlib.sha256(plan.header)
     for path in sorted({tensor.path for tensor in checkpoint.tensors.values()}):
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{path.name} {checkpoint.shards.identify(path)}\n".encode())
+    if recipe.importance:
+        digest.update(recipe.importance.path.read_bytes())
     # Another version may encode otherwise or cut other units.
     made_by = [f"{name} {version(name)}" for name in ("localcascade", "llama-cpp-python")]
     return f"{', '.join(made_by)}, {digest.hexdigest()}"
 
 
-def _run_units(
-    checkpoint: Checkpoint, units: list[Unit], part: Part, n_threads: int, on_progress: OnProgress
-) -> list[int]:
-    """Encode and write what is not finished; returns the CRC-32 of every unit as it was meant."""
-    for block_type in {unit.tensor.type for unit in units}:
-        prepare_type(block_type)
-    buffers = Buffers()
-    total = sum(unit.n_bytes for unit in units)
-    checksums = list(part.finished)
-    n_recorded = len(checksums)
-    done = sum(unit.n_bytes for unit in units[:n_recorded])
-    rest = units[n_recorded:]
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
-    try:
-        run = pool.map(lambda unit: run_unit(checkpoint, unit, part.descriptor, buffers), rest)
-        for unit, checksum in zip(rest, run, strict=True):
-            checksums.append(checksum)
-            done += unit.n_bytes
-            if unit.ends_tensor:
-                part.record(checksums[n_recorded:])
-                n_recorded = len(checksums)
+class _Work:
+    """The units of one conversion, of which an earlier run may have finished some."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: Recipe, units: list[Unit], part: Part
+    ) -> None:
+        self._importance = recipe.importance
+        self._checkpoint, self._units, self._part = checkpoint, units, part
+        self._sources = sources = [locate_source(checkpoint, unit) for unit in units]
+        order = sorted(range(len(units)), key=lambda i: (sources[i].path, sources[i].offset))
+        self._rest = [i for i in order if str(i) not in part.finished]
+        self._begun = {sources[i].path for i in order if str(i) in part.finished}
+        self._n_left = Counter(sources[i].path for i in self._rest)
+        self._checksums = dict(part.finished)
+        self._buffers = Buffers()
+
+    def run(self, n_threads: int, on_progress: OnProgress) -> list[int]:
+        """Encode and write what is not finished; the CRC-32 of every unit as it was meant."""
+        for block_type in {unit.tensor.type for unit in self._units}:
+            prepare_type(block_type)
+        rest = [self._sources[i] for i in self._rest]
+        pool = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
+        try:
+            # Inside, so that threads which wait for a stopped source do not hold up the pool.
+            with self._checkpoint.shards.read_ahead(rest, self._begun):
+                self._collect(pool.map(self._run_unit, self._rest), on_progress)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._record({})
+        return [self._checksums[str(i)] for i in range(len(self._units))]
+
+    def list_shards(self) -> set[str]:
+        """Names of the shards that the units are made of."""
+        return {source.path.name for source in self._sources if source.n_bytes}
+
+    def list_verified(self) -> tuple[str, ...]:
+        """Names of the shards that one run, this or an earlier one, has read whole and verified."""
+        earlier = (name for name in self._part.finished if name.startswith(_VERIFIED))
+        now = (path.name for path in self._checkpoint.shards.verified)
+        return tuple(sorted({*(name.removeprefix(_VERIFIED) for name in earlier), *now}))
+
+    def _run_unit(self, i: int) -> int:
+        return run_unit(
+            self._checkpoint,
+            self._units[i],
+            self._part.descriptor,
+            self._buffers,
+            self._importance,
+        )
+
+    def _collect(self, run: Iterator[int], on_progress: OnProgress) -> None:
+        """Record the units as they come, flushed to the disk by the megabyte."""
+        total = sum(unit.n_bytes for unit in self._units)
+        done = recorded = total - sum(self._units[i].n_bytes for i in self._rest)
+        fresh: dict[str, int] = {}
+        for i, checksum in zip(self._rest, run, strict=True):
+            fresh[str(i)] = checksum
+            self._n_left[self._sources[i].path] -= 1
+            done += self._units[i].n_bytes
+            if done - recorded >= max(RECORD_BYTES, total // RECORD_SHARE):
+                self._record(fresh)
+                fresh, recorded = {}, done
             on_progress("write", done, total)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return checksums
+        self._record(fresh)
+
+    def _record(self, units: dict[str, int]) -> None:
+        # A shard counts as verified with its last unit: what is read again would not be hashed.
+        whole = (path for path in self._checkpoint.shards.verified if not self._n_left[path])
+        pieces = units | {_VERIFIED + path.name: 0 for path in whole}
+        fresh = {name: n for name, n in pieces.items() if name not in self._checksums}
+        if fresh:
+            self._part.record(fresh)
+            self._checksums |= fresh
 
 
 def _verify(

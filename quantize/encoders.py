@@ -12,6 +12,7 @@ Source: the reference decoders in ggml/src/ggml-quants.c of llama.cpp 0c1e57098.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,24 +23,27 @@ from quantize import ggml
 from quantize.ggml import F32Array, U8Array
 from quantize.gguf import BlockType
 
+F16Array = npt.NDArray[np.float16]
 I32Array = npt.NDArray[np.int32]
 
 _PANEL_WEIGHTS = 1 << 15
-"""128 KiB an array; the six that a panel needs stay in the L2 cache."""
+"""128 KiB an array; the arrays that an encoder works on stay in the L2 cache."""
 _MIN_COLUMNS = 16
 """A panel of one column would be summed in another order."""
 _MARGIN = np.float32(1 - 1e-5)
 """Ggml's scale is given up only for an error lower than rounding of its sum can explain."""
 
 _Q2_0_STEPS = tuple(float(step) for step in np.geomspace(0.4, 1.0, 8))
-"""Scales tried, in units of the group's Σ i|w|³ / Σ iw², which outliers move little but enough."""
+"""Scales tried, in units of a group's Σ i|w|³ / Σ iw², which outliers move little but enough."""
 _F16_MAX = 65504.0
-_MXFP4_STEPS = (0, 1, -1)
-_MXFP4_MAX_CODE = 252
-"""The largest exponent whose every level is finite in float32."""
-_NVFP4_STEPS = (0, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8)
-_NVFP4_MAX_CODE = 126
-"""448; code 127 decodes to zero."""
+_MXFP4_STEPS = (1, -1)
+"""Scale codes tried beside ggml's. Lower ones clip the largest weight, which pays if it matters
+less than the others."""
+_NVFP4_STEPS = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6)
+_MXFP4_CODES = range(253)
+"""Above these, a level can be infinite in float32."""
+_NVFP4_CODES = range(1, 127)
+"""Codes 0 and 127 decode to zero."""
 
 
 def encode_rows(
@@ -70,14 +74,15 @@ def encode_rows(
     per_block = block_type.block_weights // encoder.group
     per_row = weights.shape[1] // encoder.group
     panel = _Panel.allocate(encoder.group, _choose_columns(len(groups), per_row, encoder.group))
-    scaled = _scale_importance(importance, weights.shape[1]).reshape(-1, encoder.group)
+    if importance is None:
+        importance = np.ones(weights.shape[1], dtype=np.float32)
     loaded = -1
     for first in range(0, len(groups), panel.n_columns):
         last = min(first + panel.n_columns, len(groups))
         # Panels of whole rows all need the same importance.
         if first % per_row != loaded:
             loaded = first % per_row
-            panel.load_importance(scaled, first)
+            panel.load_importance(importance.reshape(-1, encoder.group), first)
         panel.load_weights(groups[first:last])
         encoder.encode(panel, blocks[first // per_block : last // per_block])
 
@@ -109,13 +114,6 @@ def _choose_columns(n_groups: int, per_row: int, group: int) -> int:
     return max(_MIN_COLUMNS, min(columns, n_groups))
 
 
-def _scale_importance(importance: F32Array | None, width: int) -> F32Array:
-    """Bring importance to at most 1 by a power of two, so that no sum overflows."""
-    if importance is None:
-        return np.ones(width, dtype=np.float32)
-    return np.ldexp(importance, -np.frexp(importance.max())[1])
-
-
 @dataclass(frozen=True)
 class _Panel:
     """A batch of groups and room to work on them; every array is float32 (group, n_columns)."""
@@ -123,25 +121,35 @@ class _Panel:
     weights: F32Array
     """Of a group a column; scaled by a power of two once `normalize` was called."""
     importance: F32Array
-    rooms: tuple[F32Array, ...]
-    """Free for the encoder."""
+    weighted: F32Array
+    """Importance times weights; only Q2_0 fills it."""
+    ratios: F32Array
+    """Scratch that survives `levels`; only Q2_0 uses it."""
+    levels: F32Array
+    """What the weights become, in units of a scale."""
+    work: F32Array
+    """Scratch that no call leaves in use."""
 
     @classmethod
     def allocate(cls, group: int, n_columns: int) -> _Panel:
-        weights, importance, *rooms = (
-            np.empty((group, n_columns), dtype=np.float32) for _ in range(6)
-        )
-        return cls(weights, importance, tuple(rooms))
+        """Make room for a panel; pages that an encoder never touches cost nothing."""
+        return cls(*(np.empty((group, n_columns), dtype=np.float32) for _ in range(6)))
 
     @property
     def n_columns(self) -> int:
-        return self.weights.shape[1]
+        return int(self.weights.shape[1])
 
-    def load_importance(self, scaled: F32Array, first: int) -> None:
-        """Take the importance of groups `first` onwards; `scaled` is (groups of a row, group)."""
-        columns = np.arange(first, first + self.n_columns) % len(scaled)
-        self.importance[:] = scaled[columns].T
-        self.importance[:, ~self.importance.any(axis=0)] = 1
+    def load_importance(self, row: F32Array, first: int) -> None:
+        """Take the importance of groups `first` onwards; `row` is (groups of a row, group).
+
+        Each group's is brought to about 1 by a power of two, so that no sum over- or underflows.
+        """
+        columns = np.arange(first, first + self.n_columns) % len(row)
+        self.importance[:] = row[columns].T
+        largest = np.maximum.reduce(self.importance, axis=0)
+        factor = np.ldexp(np.float32(1), np.clip(-np.frexp(largest)[1], -126, 126))
+        np.multiply(self.importance, factor, out=self.importance)
+        self.importance[:, largest == 0] = 1
 
     def load_weights(self, groups: F32Array) -> None:
         """Take float32 (at most n_columns, group); columns to spare become zero."""
@@ -154,23 +162,24 @@ class _Panel:
         Returns:
             That weight before scaling, and the factor; float32 (n_columns,) each.
         """
-        magnitude = np.abs(self.weights, out=self.rooms[0])
-        largest = np.maximum.reduce(magnitude, axis=0)
+        magnitudes = np.abs(self.weights, out=self.work)
+        largest: F32Array = np.maximum.reduce(magnitudes, axis=0)
         exponent = np.frexp(largest)[1]
         factor = np.ldexp(np.float32(1), np.clip(1 - exponent, -126, 126))
         np.multiply(self.weights, factor, out=self.weights)
         return largest, factor
 
-    def sum_squares(self, residual: F32Array) -> F32Array:
-        """Sum importance times squared residual over each group; `residual` is overwritten."""
+    def measure_error(self, scale: F32Array) -> F32Array:
+        """Sum importance times squared error of levels times scale; overwrites the levels."""
+        residual = np.multiply(self.levels, scale, out=self.levels)
+        np.subtract(residual, self.weights, out=residual)
         np.square(residual, out=residual)
-        np.multiply(residual, self.importance, out=residual)
-        return _sum_columns(residual)
+        return _sum_columns(np.multiply(residual, self.importance, out=residual))
 
 
 def _sum_columns(array: F32Array) -> F32Array:
-    # Adds row after row, so each column's order is fixed.
-    return np.add.reduce(array, axis=0, dtype=np.float32)
+    total: F32Array = np.add.reduce(array, axis=0)
+    return total
 
 
 def _divide_or_zero(numerator: F32Array, denominator: F32Array) -> F32Array:
@@ -184,69 +193,72 @@ def _divide_or_zero(numerator: F32Array, denominator: F32Array) -> F32Array:
 
 def _encode_q2_0(panel: _Panel, out: U8Array) -> None:
     largest, factor = panel.normalize()
-    weighted = np.multiply(panel.weights, panel.importance, out=panel.rooms[0])
-    scale = _search_signed_scale(panel, weighted)
-    scale, _ = _fit_scale(panel, weighted, _choose_levels(panel, scale))
+    np.multiply(panel.weights, panel.importance, out=panel.weighted)
+    scale = _search_signed_scale(panel)
+    _choose_levels(panel, scale)
+    scale, _ = _fit_scale(panel)
     stored = _round_to_f16(scale / factor)
     reference = _round_to_f16(largest)
-    errors = [
-        _measure_q2_0(panel, candidate.astype(np.float32) * factor)
-        for candidate in (reference, stored)
-    ]
-    stored = np.where(errors[1] < errors[0] * _MARGIN, stored, reference)
-    levels = _choose_levels(panel, stored.astype(np.float32) * factor)
-    codes = (levels + np.float32(1)).astype(np.uint8).reshape(16, 4, -1)
+    reference_error = _measure_levels(panel, reference * factor)
+    better = _measure_levels(panel, stored * factor) < reference_error * _MARGIN
+    stored = np.where(better, stored, reference)
+    _choose_levels(panel, stored * factor)
+    codes = (panel.levels + np.float32(1)).astype(np.uint8).reshape(16, 4, -1)
     packed = codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
     out[:, :2] = stored[: len(out), None].view(np.uint8)
     out[:, 2:] = packed.T[: len(out)]
 
 
-def _search_signed_scale(panel: _Panel, weighted: F32Array) -> F32Array:
+def _search_signed_scale(panel: _Panel) -> F32Array:
     """Try some magnitudes with both signs, each followed by a fit; keep the best fit."""
-    _, ratios, levels, work = panel.rooms
-    squares = np.multiply(weighted, panel.weights, out=work)
-    energy = _sum_columns(squares)
-    np.multiply(squares, np.abs(panel.weights, out=ratios), out=squares)
-    base = _divide_or_zero(_sum_columns(squares), energy)
-    base[base == 0] = 1
+    base = _find_typical_magnitude(panel)
     best, best_gain = base.copy(), np.zeros_like(base)
     for step in _Q2_0_STEPS:
-        np.divide(panel.weights, base * np.float32(step), out=ratios)
-        np.rint(ratios, out=ratios)
+        np.divide(panel.weights, base * np.float32(step), out=panel.ratios)
+        np.rint(panel.ratios, out=panel.ratios)
         for sign, lowest, highest in ((1, -1, 2), (-1, -2, 1)):
-            np.clip(ratios, lowest, highest, out=levels)
-            scale, gain = _fit_scale(panel, weighted, levels)
+            np.clip(panel.ratios, lowest, highest, out=panel.levels)
+            scale, gain = _fit_scale(panel)
             better = gain > best_gain
             np.copyto(best, sign * scale, where=better)
             np.copyto(best_gain, gain, where=better)
     return best
 
 
-def _choose_levels(panel: _Panel, scale: F32Array) -> F32Array:
-    """The nearest of -1, 0, 1, 2 times the scale, which may be negative, for each weight."""
-    levels = panel.rooms[2]
-    np.divide(panel.weights, np.where(scale == 0, np.float32(1), scale), out=levels)
-    np.rint(levels, out=levels)
-    return np.clip(levels, -1, 2, out=levels)
+def _find_typical_magnitude(panel: _Panel) -> F32Array:
+    """Σ i|w|³ / Σ iw² of each group; 1 where that is nothing."""
+    energies = np.multiply(panel.weighted, panel.weights, out=panel.work)
+    energy = _sum_columns(energies)
+    magnitudes = np.abs(panel.weights, out=panel.ratios)
+    magnitude = _divide_or_zero(
+        _sum_columns(np.multiply(energies, magnitudes, out=panel.work)), energy
+    )
+    magnitude[magnitude == 0] = 1
+    return magnitude
 
 
-def _fit_scale(panel: _Panel, weighted: F32Array, levels: F32Array) -> tuple[F32Array, F32Array]:
-    """The scale of least error for given levels, and how much of the energy it explains."""
-    work = panel.rooms[3]
-    product = _sum_columns(np.multiply(levels, weighted, out=work))
-    np.square(levels, out=work)
-    norm = _sum_columns(np.multiply(work, panel.importance, out=work))
+def _choose_levels(panel: _Panel, scale: F32Array) -> None:
+    """Set the levels to the nearest of -1, 0, 1, 2 times the scale, which may be negative."""
+    np.divide(panel.weights, np.where(scale == 0, np.float32(1), scale), out=panel.levels)
+    np.rint(panel.levels, out=panel.levels)
+    np.clip(panel.levels, -1, 2, out=panel.levels)
+
+
+def _fit_scale(panel: _Panel) -> tuple[F32Array, F32Array]:
+    """The scale of least error for the levels, and how much of the energy it explains."""
+    product = _sum_columns(np.multiply(panel.levels, panel.weighted, out=panel.work))
+    np.square(panel.levels, out=panel.work)
+    norm = _sum_columns(np.multiply(panel.work, panel.importance, out=panel.work))
     scale = _divide_or_zero(product, norm)
     return scale, product * scale
 
 
-def _measure_q2_0(panel: _Panel, scale: F32Array) -> F32Array:
-    residual = _choose_levels(panel, scale)
-    np.multiply(residual, scale, out=residual)
-    return panel.sum_squares(np.subtract(residual, panel.weights, out=residual))
+def _measure_levels(panel: _Panel, scale: F32Array) -> F32Array:
+    _choose_levels(panel, scale)
+    return panel.measure_error(scale)
 
 
-def _round_to_f16(scale: F32Array) -> npt.NDArray[np.float16]:
+def _round_to_f16(scale: F32Array) -> F16Array:
     return np.clip(scale, -_F16_MAX, _F16_MAX).astype(np.float16)
 
 
@@ -257,12 +269,10 @@ def _encode_mxfp4(panel: _Panel, out: U8Array) -> None:
     """32 weights in 17 bytes: exponent e of the scale 2^(e - 127), then weights j and j + 16."""
     negative = np.signbit(panel.weights)
     largest, factor = panel.normalize()
-    start = np.frexp(largest)[1] + (127 - 3)
-    code, levels = _search_e2m1(
-        panel, factor, start, _MXFP4_STEPS, 0, _MXFP4_MAX_CODE,
-        lambda codes: np.ldexp(np.float32(1), codes - 127),
-    )  # fmt: skip
-    nibbles = _number_e2m1(levels, negative)
+    # The exponent of the largest weight less that of 6; frexp counts one more.
+    start = np.frexp(largest)[1] + (127 - 2 - 1)
+    code = _search_scale_code(panel, factor, start, _MXFP4_STEPS, _MXFP4_CODES, _list_e8m0())
+    nibbles = _number_e2m1(panel, negative)
     out[:, 0] = np.where(largest > 0, code, 0)[: len(out)]
     out[:, 1:] = (nibbles[:16] | nibbles[16:] << 4).T[: len(out)]
 
@@ -271,85 +281,83 @@ def _encode_nvfp4(panel: _Panel, out: U8Array) -> None:
     """64 weights in 36 bytes: four UE4M3 scales, then of each 16 weights j and j + 8."""
     negative = np.signbit(panel.weights)
     largest, factor = panel.normalize()
-    code, levels = _search_e2m1(
-        panel, factor, _number_ue4m3(largest / np.float32(6)), _NVFP4_STEPS, 1, _NVFP4_MAX_CODE,
-        _VALUES_UE4M3.__getitem__,
-    )  # fmt: skip
-    nibbles = _number_e2m1(levels, negative)
-    packed = (nibbles[:8] | nibbles[8:] << 4).T
+    start = _number_ue4m3(largest / np.float32(6))
+    code = _search_scale_code(panel, factor, start, _NVFP4_STEPS, _NVFP4_CODES, _list_ue4m3())
+    nibbles = _number_e2m1(panel, negative)
     out[:, :4] = np.where(largest > 0, code, 0).reshape(-1, 4)[: len(out)]
-    out[:, 4:] = packed.reshape(-1, 32)[: len(out)]
+    out[:, 4:] = (nibbles[:8] | nibbles[8:] << 4).T.reshape(-1, 32)[: len(out)]
 
 
+@functools.cache
+def _list_e8m0() -> F32Array:
+    """The value of each code: an exponent."""
+    values: F32Array = np.ldexp(np.float32(1), np.arange(_MXFP4_CODES.stop) - 127)
+    return values
+
+
+@functools.cache
 def _list_ue4m3() -> F32Array:
-    codes = np.arange(_NVFP4_MAX_CODE + 1)
-    exponent, mantissa = codes >> 3, codes & 7
-    normal = np.ldexp(np.float32(1), exponent - 10) * (8 + mantissa)
-    return np.where(exponent == 0, np.ldexp(np.float32(1), -9) * mantissa, normal).astype(
-        np.float32
-    )
-
-
-_VALUES_UE4M3 = _list_ue4m3()
-"""Unsigned, 4 exponent bits of bias 7, 3 mantissa bits; the value of each code."""
+    """The value of each code: 4 exponent bits of bias 7 and 3 mantissa bits, no sign."""
+    exponent, mantissa = np.divmod(np.arange(_NVFP4_CODES.stop), 8)
+    significand = np.where(exponent == 0, mantissa, 8 + mantissa).astype(np.float32)
+    values: F32Array = np.ldexp(significand, np.maximum(exponent, 1) - 10)
+    return values
 
 
 def _number_ue4m3(values: F32Array) -> I32Array:
-    """The code that ggml gives a value: the nearest, the greater of two."""
-    rounded = (values.view(np.int32) + (1 << 19) >> 20) - ((127 - 7) << 3)
-    small = np.minimum(values * 512 + np.float32(0.5), 7).astype(np.int32)
-    return np.clip(np.where(values < 2.0**-6, small, rounded), 0, _NVFP4_MAX_CODE)
+    """The code that ggml gives a value: the nearest, but the last for all from 256 on."""
+    normal = ((values.view(np.int32) + (1 << 19)) >> 20) - ((127 - 7) << 3)
+    normal[normal >= 15 << 3] = _NVFP4_CODES[-1]
+    least_normal = np.float32(2.0**-6)
+    small = np.minimum(values, least_normal) * 512 + np.float32(0.5)
+    return np.where(values < least_normal, np.minimum(small, 7).astype(np.int32), normal)
 
 
-def _search_e2m1(
+def _search_scale_code(
     panel: _Panel,
     factor: F32Array,
     start: I32Array,
     steps: tuple[int, ...],
-    lowest: int,
-    highest: int,
-    decode: Callable[[I32Array], F32Array],
-) -> tuple[I32Array, F32Array]:
+    allowed: range,
+    values: F32Array,
+) -> I32Array:
     """Try scale codes around `start`, which is ggml's; keep the one of least error.
 
-    Returns:
-        The codes (n_columns,) and the E2M1 magnitudes (group, n_columns) that they lead to.
+    Leaves magnitudes in the panel's weights, and in its levels what the codes make of them.
     """
     np.abs(panel.weights, out=panel.weights)
-    best = np.clip(start + steps[0], lowest, highest)
-    best_error = _measure_e2m1(panel, decode(best) * factor)
-    for step in steps[1:]:
-        code = np.clip(start + step, lowest, highest)
-        error = _measure_e2m1(panel, decode(code) * factor)
+    best = np.clip(start, allowed[0], allowed[-1])
+    _round_to_e2m1(panel, values[best] * factor)
+    best_error = panel.measure_error(values[best] * factor)
+    for step in steps:
+        code = np.clip(start + step, allowed[0], allowed[-1])
+        scale = values[code] * factor
+        _round_to_e2m1(panel, scale)
+        error = panel.measure_error(scale)
         better = error < best_error * _MARGIN
         np.copyto(best, code, where=better)
         np.copyto(best_error, error, where=better)
-    return best, _round_to_e2m1(panel, decode(best) * factor)
+    _round_to_e2m1(panel, values[best] * factor)
+    return best
 
 
-def _measure_e2m1(panel: _Panel, scale: F32Array) -> F32Array:
-    residual = _round_to_e2m1(panel, scale)
-    np.multiply(residual, scale, out=residual)
-    return panel.sum_squares(np.subtract(residual, panel.weights, out=residual))
-
-
-def _round_to_e2m1(panel: _Panel, scale: F32Array) -> F32Array:
-    """Magnitudes over scale, rounded to 0, ½, 1, 1½, 2, 3, 4 or 6."""
-    levels, magic = panel.rooms[0], panel.rooms[1]
+def _round_to_e2m1(panel: _Panel, scale: F32Array) -> None:
+    """Set the levels to magnitudes over scale, rounded to 0, ½, 1, 1½, 2, 3, 4 or 6."""
+    levels, magic, bits = panel.levels, panel.work, panel.work.view(np.int32)
     np.divide(panel.weights, scale, out=levels)
-    np.minimum(levels, np.float32(6), out=levels)
-    # Adding 1.5 * 2^22 times a number's power of two leaves one bit after its first.
-    bits = magic.view(np.int32)
-    np.bitwise_and(levels.view(np.int32), np.int32(0x7F800000), out=bits)
-    np.maximum(bits, np.int32(127 << 23), out=bits)
+    np.clip(levels, 0, 6, out=levels)
+    # To add and subtract 1.5 * 2^22 times a number's power of two leaves one bit after its
+    # first. Below 1 the step stays that of [1, 2).
+    np.bitwise_and(levels.view(np.int32), np.int32(0xFF << 23), out=bits)
+    np.clip(bits, np.int32(127 << 23), np.int32(129 << 23), out=bits)
     np.add(bits, np.int32((22 << 23) + (1 << 22)), out=bits)
     np.add(levels, magic, out=levels)
-    return np.subtract(levels, magic, out=levels)
+    np.subtract(levels, magic, out=levels)
 
 
-def _number_e2m1(levels: F32Array, negative: npt.NDArray[np.bool_]) -> U8Array:
-    """E2M1 codes 0..15: 0..7 number the magnitudes, 8 is the sign."""
-    doubled = np.multiply(levels, np.float32(2), out=levels).astype(np.uint8)
+def _number_e2m1(panel: _Panel, negative: npt.NDArray[np.bool_]) -> U8Array:
+    """E2M1 codes 0..15 of the levels: 0..7 number the magnitudes, 8 is the sign."""
+    doubled = np.multiply(panel.levels, np.float32(2), out=panel.work).astype(np.uint8)
     codes = np.minimum(doubled, np.uint8(4))
     for above in (4, 6, 8):
         codes += doubled > above

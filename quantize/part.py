@@ -1,22 +1,25 @@
 """The file under construction: locked, journalled, put in place only when it is complete.
 
 `OUT.gguf.part` grows beside OUT.gguf, and `OUT.gguf.journal` beside both. The journal's first line
-is the identity of the work; each further line is the CRC-32 of one piece that has reached the disk,
-in order. A run that was killed leaves both, and the next run of the same work goes on from there;
-a run that was refused leaves neither.
+is the identity of the work; each further line is the CRC-32 and the name of one piece that has
+reached the disk. A run that was killed, or whose source went away, leaves both, and the next run of
+the same work goes on from there; a run that was refused leaves neither.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantize.errors import OutputError
+from quantize.errors import OutputError, QuantizeError
+
+_JOURNAL_LINE = re.compile(r"([0-9a-f]{8}) ([^\n]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +29,19 @@ class Part:
     path: Path
     descriptor: int
     """Open for reading and writing; any thread may use pwrite on it."""
-    finished: tuple[int, ...]
-    """CRC-32 of each piece that an earlier run has written."""
+    finished: Mapping[str, int]
+    """CRC-32 of each piece that an earlier run has written, by its name."""
     _journal: int
 
-    def record(self, checksums: list[int]) -> None:
+    def record(self, pieces: Mapping[str, int]) -> None:
         """Note pieces as finished, once the disk has them.
 
         Args:
-            checksums: CRC-32 of the pieces that follow those already recorded.
+            pieces: CRC-32 of each, by a name that is one line.
         """
         os.fdatasync(self.descriptor) if hasattr(os, "fdatasync") else os.fsync(self.descriptor)
-        os.write(self._journal, b"".join(b"%08x\n" % checksum for checksum in checksums))
+        lines = (f"{checksum:08x} {name}\n" for name, checksum in pieces.items())
+        os.write(self._journal, "".join(lines).encode())
 
 
 @contextmanager
@@ -50,8 +54,8 @@ def open_part(output: Path, file_bytes: int, identity: str) -> Iterator[Part]:
         identity: What is being made of what, one line; a journal of other work is discarded.
 
     Yields:
-        The part. If the body raises an Exception, part and journal vanish; if the process is
-        killed or interrupted, they stay for the next run.
+        The part. If the body raises a QuantizeError or an OSError, part and journal vanish; if it
+        raises anything else, or the process is killed, they stay for the next run.
 
     Raises:
         OutputError: It cannot be created, locked or put in place, or the disk is too small.
@@ -60,7 +64,7 @@ def open_part(output: Path, file_bytes: int, identity: str) -> Iterator[Part]:
     journal = output.with_name(output.name + ".journal")
     descriptor = _open_locked(path)
     try:
-        finished = _read_journal(journal, identity) if _is_whole(descriptor, file_bytes) else ()
+        finished = _read_journal(journal, identity) if _is_whole(descriptor, file_bytes) else {}
         if not finished:
             _begin(output, descriptor, journal, file_bytes, identity)
         with journal.open("ab", buffering=0) as log:
@@ -69,7 +73,7 @@ def open_part(output: Path, file_bytes: int, identity: str) -> Iterator[Part]:
         path.replace(output)
         _sync_folder(output.parent)
         journal.unlink()
-    except Exception as error:
+    except (QuantizeError, OSError) as error:
         path.unlink(missing_ok=True)
         journal.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -89,6 +93,8 @@ def _open_locked(path: Path) -> int:
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise BlockingIOError("the other run has just put it in place")
     except OSError as error:
         os.close(descriptor)
         raise OutputError(f"{path}: another run is writing it", "Wait for it to end.") from error
@@ -99,14 +105,19 @@ def _is_whole(descriptor: int, file_bytes: int) -> bool:
     return os.fstat(descriptor).st_size == file_bytes
 
 
-def _read_journal(journal: Path, identity: str) -> tuple[int, ...]:
-    """Checksums of the finished pieces; none if the journal is of other work."""
+def _read_journal(journal: Path, identity: str) -> dict[str, int]:
+    """Checksums of the finished pieces; none if the journal is of other work, or damaged."""
     try:
-        first, *lines = journal.read_text().split("\n")
+        whole, _, torn = journal.read_bytes().rpartition(b"\n")
+        first, *lines = whole.decode().split("\n")
+        if torn:  # it was being written when the machine died
+            os.truncate(journal, len(whole) + 1)
     except (OSError, UnicodeDecodeError):
-        return ()
-    # What follows the last line break was being written when the run died.
-    return tuple(int(line, 16) for line in lines[:-1]) if first == identity else ()
+        return {}
+    pieces = [_JOURNAL_LINE.fullmatch(line) for line in lines]
+    if first != identity or not all(pieces):
+        return {}
+    return {match[2]: int(match[1], 16) for match in pieces if match}
 
 
 def _begin(output: Path, descriptor: int, journal: Path, file_bytes: int, identity: str) -> None:

@@ -14,6 +14,7 @@ from quantize.errors import CheckpointError, TypeMismatch, UnsupportedModel
 from quantize.families import ModelSpec, OutputTensor
 from quantize.ggml import ENCODABLE, requires_importance, type_named
 from quantize.gguf import BlockType, MetadataEntry
+from quantize.importance import Importance
 from quantize.safetensors import Checkpoint
 from quantize.tokenizer import Vocabulary
 
@@ -50,6 +51,8 @@ class Recipe:
     tensors: tuple[PlannedTensor, ...]
     notes: tuple[str, ...]
     """What the user should hear: tensors left out, a fallback taken."""
+    importance: Importance | None = None
+    """Weighs the errors of the columns, expert by expert."""
 
 
 def plan_recipe(
@@ -59,6 +62,7 @@ def plan_recipe(
     wanted: BlockType,
     *,
     fallback: BlockType | None = None,
+    importance: Importance | None = None,
     name: str,
 ) -> Recipe:
     """Decide the type of every tensor and check that the checkpoint holds what the model needs.
@@ -69,16 +73,20 @@ def plan_recipe(
         vocabulary: Its tokenizer.
         wanted: Type of the large matrices; everything else is f32.
         fallback: Type for matrices whose width `wanted` does not divide; None refuses them.
+        importance: Collected on this model, unpadded; None counts every input the same.
         name: Written as `general.name`.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.
         UnsupportedModel: The checkpoint holds tensors that nobody would read.
         TypeMismatch: Neither type fits a tensor.
+        GGUFError: The importance is another model's.
     """
     for spec in model.tensors:
         _check_sources(checkpoint, spec)
     left_out = _find_left_out(checkpoint, model)
+    if importance:
+        importance.check_shapes({t.name: _shape_unpadded(t) for t in model.tensors if t.matrix})
     tensors = tuple(
         PlannedTensor(
             spec, _choose_type(spec, wanted, fallback) if spec.matrix else type_named("f32")
@@ -93,11 +101,18 @@ def plan_recipe(
             ("general.name", name, "str"),
             ("general.file_type", FILE_TYPES[_find_main_type(tensors)], "u32"),
             ("general.quantization_version", 2, "u32"),
+            *(_describe_importance(importance) if importance else ()),
             *model.metadata,
             *vocabulary.to_metadata(),
         ),
         tensors=tensors,
-        notes=(*_note_left_out(left_out), *_note_padding(model), *_note_types(tensors, wanted)),
+        notes=(
+            *_note_left_out(left_out),
+            *_note_padding(model),
+            *_note_types(tensors, wanted),
+            *_note_importance(tensors, importance),
+        ),
+        importance=importance,
     )
 
 
@@ -170,14 +185,47 @@ def _note_padding(model: ModelSpec) -> list[str]:
 
 def _note_types(tensors: tuple[PlannedTensor, ...], wanted: BlockType) -> list[str]:
     used = Counter(tensor.type.name for tensor in tensors if tensor.spec.matrix)
-    notes = [
+    return [
         f"{n} matrices are {name}, because a block of {wanted.name} does not divide their width"
         for name, n in used.items()
         if name != wanted.name
     ]
-    blind = [name for name in used if name not in _PLAIN and requires_importance(type_named(name))]
-    notes += [
-        f"{name} is made for an importance matrix; without one every input counts the same"
-        for name in blind
+
+
+def _note_importance(
+    tensors: tuple[PlannedTensor, ...], importance: Importance | None
+) -> list[str]:
+    known = importance.matrices if importance else {}
+    blind = [
+        f"{tensor.spec.name} is {tensor.type.name}, which is made for an importance matrix; "
+        "without one every input counts the same"
+        for tensor in tensors
+        if tensor.spec.matrix
+        and tensor.spec.name not in known
+        and tensor.type.name not in _PLAIN
+        and requires_importance(tensor.type)
     ]
-    return notes
+    if len(blind) > 1:
+        blind = [f"{blind[0]} (and {len(blind) - 1} more)"]
+    coverage = importance.measure_coverage() if importance else None
+    if coverage and coverage.n_empty + coverage.n_few:
+        blind.append(
+            f"of {coverage.n_experts} experts {coverage.n_empty} have no samples of their own and "
+            f"{coverage.n_few} have few: the mean of their layer stands in for what is missing"
+        )
+    return blind
+
+
+def _describe_importance(importance: Importance) -> tuple[MetadataEntry, ...]:
+    """Keys as llama-quantize writes them."""
+    return (
+        ("quantize.imatrix.file", importance.path.name, "str"),
+        ("quantize.imatrix.dataset", ", ".join(importance.datasets), "str"),
+        ("quantize.imatrix.entries_count", len(importance.matrices), "u32"),
+        ("quantize.imatrix.chunks_count", importance.n_chunks, "u32"),
+    )
+
+
+def _shape_unpadded(tensor: OutputTensor) -> tuple[int, ...]:
+    stacked = len(tensor.sources) > 1
+    return (len(tensor.sources), *tensor.source_shape) if stacked else tensor.source_shape

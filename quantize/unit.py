@@ -16,11 +16,13 @@ from functools import cached_property
 
 import numpy as np
 
+from quantize.encoders import encode_rows
 from quantize.families import OutputTensor
-from quantize.ggml import F32Array, U8Array, encode_rows, widen
+from quantize.ggml import F32Array, U8Array, widen
 from quantize.gguf import FilePlan
+from quantize.importance import Importance
 from quantize.recipe import PlannedTensor, Recipe
-from quantize.safetensors import DTYPE_BYTES, Checkpoint, check_finite
+from quantize.safetensors import DTYPE_BYTES, Checkpoint, Stretch, check_finite
 
 UNIT_WEIGHTS = 6 << 20
 """An expert of the 30 B model has 5.0 M weights."""
@@ -38,7 +40,6 @@ class Unit:
     n_rows: int
     offset: int
     """Of the first encoded byte in the output file."""
-    ends_tensor: bool
 
     @property
     def width(self) -> int:
@@ -81,13 +82,28 @@ def cut_units(recipe: Recipe, plan: FilePlan) -> Iterator[Unit]:
         for source in tensor.spec.sources:
             for first in range(0, n_rows, step):
                 n = min(step, n_rows - first)
-                ends_tensor = source == tensor.spec.sources[-1] and first + n == n_rows
-                unit = Unit(tensor, source, first, n, offset, ends_tensor)
+                unit = Unit(tensor, source, first, n, offset)
                 yield unit
                 offset += unit.n_bytes
 
 
-def run_unit(checkpoint: Checkpoint, unit: Unit, file: int, buffers: Buffers) -> int:
+def locate_source(checkpoint: Checkpoint, unit: Unit) -> Stretch:
+    """Find the stored bytes that a unit is made of; fewer where the output is padded, even none."""
+    stored = checkpoint.tensors[unit.source]
+    n_source_rows, width = unit.source_matrix
+    row_bytes = width * DTYPE_BYTES[stored.dtype]
+    first = min(unit.first_row, n_source_rows)
+    n_rows = min(unit.n_rows, n_source_rows - first)
+    return Stretch(stored.path, stored.offset + first * row_bytes, n_rows * row_bytes)
+
+
+def run_unit(
+    checkpoint: Checkpoint,
+    unit: Unit,
+    file: int,
+    buffers: Buffers,
+    importance: Importance | None,
+) -> int:
     """Read, encode and write one unit.
 
     Args:
@@ -95,6 +111,7 @@ def run_unit(checkpoint: Checkpoint, unit: Unit, file: int, buffers: Buffers) ->
         unit: The work.
         file: Descriptor of the output.
         buffers: Of this thread.
+        importance: Weighs the columns' errors; None weighs all the same.
 
     Returns:
         CRC-32 of the bytes written.
@@ -106,6 +123,7 @@ def run_unit(checkpoint: Checkpoint, unit: Unit, file: int, buffers: Buffers) ->
     raw = _read_source(checkpoint, unit, buffers)
     dtype = checkpoint.tensors[unit.source].dtype
     encoded = buffers.take("encoded", unit.n_bytes)
+    weights = _weigh_columns(unit, importance) if importance else None
     step = max(1, SLAB_WEIGHTS // unit.width)
     for first in range(0, unit.n_rows, step):
         last = min(first + step, unit.n_rows)
@@ -114,7 +132,7 @@ def run_unit(checkpoint: Checkpoint, unit: Unit, file: int, buffers: Buffers) ->
         check_finite(stored.path, stored.name, rows, first_row=unit.first_row + first)
         _change_rows(rows, unit.tensor.spec)
         room = encoded[first * unit.row_bytes : last * unit.row_bytes]
-        encode_rows(rows, unit.tensor.type, room)
+        encode_rows(rows, unit.tensor.type, room, weights)
     _write_all(file, encoded, unit.offset)
     return zlib.crc32(encoded.data)
 
@@ -131,14 +149,11 @@ def _shape_source(spec: OutputTensor) -> tuple[int, int]:
 
 
 def _read_source(checkpoint: Checkpoint, unit: Unit, buffers: Buffers) -> U8Array:
-    """Read the stored bytes of a unit's rows; fewer rows where the output is padded."""
-    n_source_rows, width = unit.source_matrix
-    n_rows = max(0, min(unit.n_rows, n_source_rows - unit.first_row))
-    stored = checkpoint.tensors[unit.source]
-    raw = buffers.take("raw", n_rows * width * DTYPE_BYTES[stored.dtype])
-    if raw.nbytes == stored.n_bytes:
+    """Read the stored bytes of a unit's rows."""
+    raw = buffers.take("raw", locate_source(checkpoint, unit).n_bytes)
+    if raw.nbytes == checkpoint.tensors[unit.source].n_bytes:
         return checkpoint.read_raw(unit.source, out=raw)
-    rows = slice(unit.first_row, unit.first_row + n_rows)
+    rows = slice(unit.first_row, unit.first_row + unit.n_rows)
     return checkpoint.read_raw(unit.source, rows, out=raw)
 
 
@@ -161,6 +176,18 @@ def _widen_rows(
         rows[:n_stored, width:] = 0
     rows[n_stored:] = 0
     return rows
+
+
+def _weigh_columns(unit: Unit, importance: Importance) -> F32Array | None:
+    """Importance of each output column; what padding adds is never fed, so it gets the least."""
+    spec, width = unit.tensor.spec, unit.source_matrix[1]
+    if not spec.matrix:
+        return None
+    vector = importance.vector(spec.name, spec.sources.index(unit.source), width)
+    if vector is None or width == unit.width:
+        return vector
+    padding = np.full(unit.width - width, vector.min(), dtype=np.float32)
+    return np.concatenate([vector, padding])
 
 
 def _change_rows(rows: F32Array, spec: OutputTensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tiny import corpus
+from tiny.checkpoint import GENERATION
 from tiny.model import SPECIAL_TOKENS, TinyModel
 from tiny.training import Encoder
 
@@ -18,11 +19,11 @@ MAX_NEW_TOKENS = 160
 BATCH_CHATS = 50
 
 
-def load_checkpoint(folder: Path) -> Any:
-    """Transformers' model with the BF16 weights of the checkpoint, computing in float32."""
+def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Transformers' model with the BF16 weights of the checkpoint, computing in `dtype`."""
     from transformers import NemotronHForCausalLM
 
-    return NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return NemotronHForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def pad_left(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -80,11 +81,12 @@ def count_routing(model: Any, samples: list[list[int]]) -> list[Tensor]:
     gates = [layer.mixer.gate for layer in model.model.layers if layer.block_type == "moe"]
     loads = [torch.zeros(gate.num_experts) for gate in gates]
 
-    def note(load: Tensor) -> Any:
-        return lambda *call: load.add_(call[-1][2].flatten().bincount(minlength=len(load)))
+    def count(load: Tensor, out: tuple[Tensor, Tensor, Tensor]) -> None:
+        load += out[2].flatten().bincount(minlength=len(load))
 
     hooks = [
-        gate.register_forward_hook(note(load)) for gate, load in zip(gates, loads, strict=True)
+        gate.register_forward_hook(lambda _gate, _in, out, load=load: count(load, out))
+        for gate, load in zip(gates, loads, strict=True)
     ]
     for ids in samples:
         model(torch.tensor([ids]), use_cache=False)
@@ -128,10 +130,10 @@ def evaluate_checkpoint(folder: Path, encoder: Encoder, seed: int) -> dict[str, 
     for name in corpus.EVALUATIONS:
         scores[name] = score_answers(model, encoder, corpus.evaluation_chats(name, seed))
         print(name, scores[name], flush=True)
-    sampled = corpus.evaluation_chats("addition", seed)[:200]
-    scores["addition_sampled"] = score_answers(
-        model, encoder, sampled, do_sample=True, temperature=1.0, top_p=0.95
-    )
+    additions = corpus.evaluation_chats("addition", seed)
+    scores["addition_sampled"] = score_answers(model, encoder, additions, **GENERATION)
+    half = load_checkpoint(folder, torch.bfloat16)
+    scores["addition_computed_in_bf16"] = score_answers(half, encoder, additions)
     return {
         "scores": scores,
         "routing": [describe_load(load) for load in count_routing(model, samples)],

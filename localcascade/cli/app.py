@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,25 @@ from typer.core import TyperGroup
 from localcascade import __version__
 from localcascade.cli import console
 
-# In the order of the help text. Each is the function of its own name in localcascade.cli.NAME.
-COMMANDS = ("demo", "run", "quantize", "inspect", "models", "doctor")
+# In the order of the help text. Each is the function of its own name in localcascade.cli.NAME;
+# both end in "_" where the name is a keyword of Python.
+COMMANDS = (
+    "demo",
+    "run",
+    "pull",
+    "quantize",
+    "calibrate",
+    "compare",
+    "inspect",
+    "models",
+    "ls",
+    "show",
+    "verify",
+    "import",
+    "rm",
+    "du",
+    "doctor",
+)
 
 
 class CommandTable(TyperGroup):
@@ -42,9 +60,10 @@ class CommandTable(TyperGroup):
 
 
 def _load_command(name: str) -> Any:
-    module = importlib.import_module(f"localcascade.cli.{name}")
+    own_name = f"{name}_" if keyword.iskeyword(name) else name
+    module = importlib.import_module(f"localcascade.cli.{own_name}")
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name)(getattr(module, name))
+    single.command(name)(getattr(module, own_name))
     return typer.main.get_command(single)
 
 

@@ -50,9 +50,11 @@ class UsageError(errors.CascadeError):
 EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (KeyboardInterrupt, ExitCode.INTERRUPTED),
     (UsageError, ExitCode.USAGE),
+    (errors.EvaluationError, ExitCode.USAGE),
     (errors.ModelNotFound, ExitCode.NOT_FOUND),
     (errors.OutOfBudget, ExitCode.DOES_NOT_FIT),
     (errors.ModelFileError, ExitCode.BAD_FILE),
+    (errors.UnsafeName, ExitCode.BAD_FILE),
     (errors.TemplateError, ExitCode.BAD_FILE),
     (errors.OfflineError, ExitCode.OFFLINE),
     (quantizing.TypeMismatch, ExitCode.USAGE),
@@ -83,6 +85,11 @@ def print_problem(message: str, hint: str = "") -> None:
     _print_labelled("error", "31", message)
     if hint:
         _print_labelled("hint", "36", hint)
+
+
+def print_note(text: str) -> None:
+    """Write one line that a person may want to know, and that is no failure."""
+    _print_labelled("note", "33", text)
 
 
 def _print_labelled(label: str, colour: str, text: str) -> None:

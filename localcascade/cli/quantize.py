@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.progress import OnProgress, draw_progress
 from localcascade.cli.units import format_bytes, format_duration
-from localcascade.store import complete_model_name, find_checkpoint
+from localcascade.store import complete_model_name, find_checkpoint, mark_used
 
 if TYPE_CHECKING:
-    from quantize.convert import OnProgress, Result
+    from localcascade.download.remote import Stream
+    from quantize.convert import Result
 
-_STAGES = {"write": "Encoding", "verify": "Reading back"}
+_STAGES = {"fetch": "Fetching", "write": "Encoding", "verify": "Reading back"}
 
 
 def quantize(
@@ -25,7 +28,7 @@ def quantize(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A checkpoint folder, or a name of the catalog.",
+            help="A checkpoint folder, or a name of the catalog; or ORG/REPO[@REV] to stream.",
             autocompletion=complete_model_name,
         ),
     ],
@@ -43,6 +46,13 @@ def quantize(
     pad: Annotated[
         bool, typer.Option("--pad", help="Widen with zeros, exactly, what TYPE does not fit.")
     ] = False,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix, from `localcascade calibrate`."),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read the weights from the Hub, and keep none of them.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Encoding threads; one a core by default.")
     ] = None,
@@ -54,28 +64,64 @@ def quantize(
     does not fit a matrix is refused, never replaced silently. OUT.gguf appears when it is
     complete and verified, and not before. A run that was killed goes on when given again.
 
+    With --stream the disk needs room for OUT.gguf only: each file of the repository is read once,
+    in order, and must have the hash that the Hub announces.
+
     \b
     localcascade quantize tiny tiny.gguf --type q8_0
     localcascade quantize ~/Nemotron-Cascade-2-30B-A3B nc2.gguf --type iq4_nl
     localcascade quantize tiny small.gguf --type q6_k --fallback q8_0 --json
-    localcascade quantize tiny padded.gguf --type q6_k --pad
+    localcascade quantize tiny t.gguf --type iq3_s --pad --imatrix t.imatrix
+    localcascade quantize --stream nemotron-cascade-2 nc2.gguf --type iq4_nl
+    localcascade quantize --stream ORG/REPO@v1.0 out.gguf
     """
     from quantize.convert import quantize_checkpoint
 
     for given in filter(None, (type_name, fallback)):
         _check_type(given)
-    folder = find_checkpoint(source)
-    with _draw_progress() as on_progress:
+    with (
+        draw_progress(_STAGES) as on_progress,
+        _open_source(source, stream, on_progress) as opened,
+    ):
         result = quantize_checkpoint(
-            folder,
+            opened.folder,
             output,
             type_name,
             fallback=fallback,
             pad=pad,
+            importance=imatrix,
+            name=opened.name,
+            shards=opened.stream.shards if opened.stream else None,
             n_threads=threads,
             on_progress=on_progress,
         )
-    _report(result, as_json)
+    _report(result, opened.stream, as_json)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a checkpoint is read from."""
+
+    folder: Path
+    name: str | None = None
+    """Of the model; None takes the folder's."""
+    stream: Stream | None = None
+    """The Hub, if the weights come from there."""
+
+
+@contextmanager
+def _open_source(source: str, is_streamed: bool, on_progress: OnProgress) -> Iterator[_Source]:
+    if not is_streamed:
+        folder = find_checkpoint(source)
+        mark_used(folder)
+        yield _Source(folder)
+        return
+    from localcascade.download.remote import open_stream
+
+    with open_stream(source, on_progress=on_progress) as stream:
+        licence = stream.plan.licence or f"none is stated; look at {stream.plan.page}"
+        print(f"note: licence: {console.escape_controls(licence)}", file=sys.stderr)
+        yield _Source(stream.folder, stream.plan.name, stream)
 
 
 def _check_type(name: str) -> None:
@@ -87,46 +133,49 @@ def _check_type(name: str) -> None:
         raise console.UsageError(str(error)) from error
 
 
-@contextmanager
-def _draw_progress() -> Iterator[OnProgress]:
-    """Draw a bar for each stage on stderr, if that is a terminal: bytes, rate and time left."""
-    from rich import progress
-
-    with progress.Progress(
-        progress.TextColumn("{task.description:<12}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        console=console.make_console(sys.stderr),
-        disable=not sys.stderr.isatty(),
-    ) as bars:
-        tasks: dict[str, progress.TaskID] = {}
-
-        def draw(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES[stage], total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield draw
-
-
-def _report(result: Result, as_json: bool) -> None:
+def _report(result: Result, stream: Stream | None, as_json: bool) -> None:
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
+    for name in result.unverified if stream else ():
+        print(
+            f"note: {console.escape_controls(name)} took several runs to read, so its hash could "
+            "not be checked",
+            file=sys.stderr,
+        )
     if as_json:
         console.print_json(
-            {
-                "output": str(result.output),
-                "file_bytes": result.file_bytes,
-                "n_tensors": result.n_tensors,
-                "elapsed_s": round(result.elapsed_s, 3),
-                "peak_rss_bytes": result.peak_rss_bytes,
-                "notes": list(result.notes),
-            }
+            _describe(result) | ({"stream": _describe_stream(result, stream)} if stream else {})
         )
         return
     print(
         f"{result.output}: {format_bytes(result.file_bytes)}, {result.n_tensors} tensors, "
         f"{format_duration(result.elapsed_s)}, peak memory {format_bytes(result.peak_rss_bytes)}"
     )
+    if stream:
+        n_files = len(result.verified) + len(result.unverified)
+        print(
+            f"{stream.plan.repo}@{stream.plan.commit[:12]}: "
+            f"{format_bytes(stream.shards.fetched_bytes)} fetched, "
+            f"{len(result.verified)} of {n_files} files verified"
+        )
+
+
+def _describe(result: Result) -> dict[str, Any]:
+    return {
+        "output": str(result.output),
+        "file_bytes": result.file_bytes,
+        "n_tensors": result.n_tensors,
+        "elapsed_s": round(result.elapsed_s, 3),
+        "peak_rss_bytes": result.peak_rss_bytes,
+        "notes": list(result.notes),
+    }
+
+
+def _describe_stream(result: Result, stream: Stream) -> dict[str, Any]:
+    return {
+        "repo": stream.plan.repo,
+        "commit": stream.plan.commit,
+        "fetched_bytes": stream.shards.fetched_bytes,
+        "verified": list(result.verified),
+        "unverified": list(result.unverified),
+    }

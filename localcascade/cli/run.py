@@ -10,7 +10,7 @@ import typer
 
 from localcascade.cli import console
 from localcascade.cli.stream import Outcome, Screen, open_engine, play_turn
-from localcascade.store import complete_model_name, find_model
+from localcascade.store import complete_model_name, find_model, mark_used
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,8 +81,10 @@ def run(
         sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens),
     )
     screen = Screen(show_answer=not as_json, show_thinking=not (as_json or hide_thinking))
+    path = find_model(model)
+    mark_used(path)
     try:
-        outcome = _ask(find_model(model), ctx, request, screen)
+        outcome = _ask(path, ctx, request, screen)
     except KeyboardInterrupt:
         # The user knows: no message, and what was written stays.
         raise typer.Exit(console.ExitCode.INTERRUPTED) from None

@@ -222,6 +222,11 @@ def get_eos(vocab: VocabHandle) -> int:
     return int(lib.llama_vocab_eos(vocab))
 
 
+def adds_bos(vocab: VocabHandle) -> bool:
+    """Tell whether every text of this vocabulary opens with that token."""
+    return bool(lib.llama_vocab_get_add_bos(vocab))
+
+
 def is_eog(vocab: VocabHandle, token: int) -> bool:
     """Tell whether a token ends a generation."""
     return bool(lib.llama_vocab_is_eog(vocab, token))
@@ -290,11 +295,137 @@ def tokenize(vocab: VocabHandle, text: bytes, *, parse_special: bool) -> list[in
         room = -n_tokens
 
 
+# ---- inputs of matrices ------------------------------------------------------------------------
+
+
+class _Tensor(ctypes.Structure):
+    """struct ggml_tensor, as far as it is read."""
+
+
+_Tensor._fields_ = (
+    ("type", ctypes.c_int),
+    ("buffer", _POINTER),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(_Tensor) * 10),
+    ("view_src", _POINTER),
+    ("view_offs", ctypes.c_size_t),
+    ("data", _POINTER),
+    ("name", ctypes.c_char * 64),
+)
+
+_name_operation = _bind("const char * ggml_op_desc(const struct ggml_tensor *)", _TEXT, _POINTER)
+_count_bytes = _bind(
+    "size_t ggml_nbytes(const struct ggml_tensor *)", ctypes.c_size_t, ctypes.POINTER(_Tensor)
+)
+_is_host = _bind("bool ggml_backend_buffer_is_host(ggml_backend_buffer_t)", ctypes.c_bool, _POINTER)
+_copy_data = _bind(
+    "void ggml_backend_tensor_get(const struct ggml_tensor *, void * data, size_t offset, size_t)",
+    None, ctypes.POINTER(_Tensor), _POINTER, ctypes.c_size_t, ctypes.c_size_t,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A weight matrix, or a stack of experts, and what it has just been multiplied with."""
+
+    matrix: str
+    n_experts: int
+    """1 for a plain matrix."""
+    inputs: npt.NDArray[np.float32]
+    """[n_tokens, n_slots, width]; one slot if every expert of a token reads the same. Memory of
+    llama.cpp's, good until the call that got it returns."""
+    experts: npt.NDArray[np.int32] | None
+    """Chosen experts [n_tokens, n_used]; None for a plain matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The weights with which the outputs of a layer's experts have just been added."""
+
+    layer: int
+    weights: npt.NDArray[np.float32]
+    """[n_tokens, n_used], in the order of Product.experts; memory of llama.cpp's."""
+
+
+class Tap:
+    """Shows what a context computes, while it does, to whoever collects it.
+
+    Args:
+        wants: Says of a matrix's name whether its products are wanted.
+        take: Gets them, and the mixtures, in the order of computation.
+    """
+
+    def __init__(
+        self, wants: Callable[[str], bool], take: Callable[[Product | Mixture], None]
+    ) -> None:
+        self._wants, self._take = wants, take
+        self.callback = lib.ggml_backend_sched_eval_callback(self._receive)
+        self.failure: Exception | None = None
+        """What `take` raised: no exception crosses C."""
+
+    def _receive(self, address: int, ask: bool, _user_data: object) -> bool:
+        node = _Tensor.from_address(address)
+        operation = _name_operation(address)
+        if ask:
+            return self._asks_for(node, operation)
+        try:
+            self._take(_read_mixture(node) if operation == b"MUL" else _read_product(node))
+        except Exception as exc:
+            self.failure = exc
+        return self.failure is None
+
+    def _asks_for(self, node: _Tensor, operation: bytes) -> bool:
+        if operation == b"MUL":
+            return bool(node.name.startswith(_MIXTURE))
+        if operation not in (b"MUL_MAT", b"MUL_MAT_ID"):
+            return False
+        matrix, inputs = node.src[0].contents, node.src[1].contents
+        is_plain = operation == b"MUL_MAT" and matrix.ne[2] > 1
+        return inputs.type == _F32 and not is_plain and self._wants(_read_name(matrix))
+
+
+_F32 = 0  # GGML_TYPE_F32
+_MIXTURE = b"ffn_moe_weighted-"
+
+
+def _read_product(node: _Tensor) -> Product:
+    matrix, inputs = node.src[0].contents, _view(node.src[1], np.float32)
+    if not node.src[2]:
+        return Product(_read_name(matrix), 1, inputs.reshape(-1, 1, inputs.shape[-1]), None)
+    return Product(_read_name(matrix), matrix.ne[2], inputs[0], _view(node.src[2], np.int32)[0, 0])
+
+
+def _read_mixture(node: _Tensor) -> Mixture:
+    layer = int(node.name.removeprefix(_MIXTURE))
+    return Mixture(layer, _view(node.src[1], np.float32)[0, :, :, 0])
+
+
+def _read_name(matrix: _Tensor) -> str:
+    """Read a name as the file has it: copies on a device are called DEVICE#NAME#NUMBER."""
+    name: str = matrix.name.decode("utf-8", "replace")
+    return name.split("#")[1] if "#" in name else name
+
+
+def _view(tensor: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Look at a computed tensor, [ne3, ne2, ne1, ne0]; from a device it is copied."""
+    fields, n_bytes = tensor.contents, _count_bytes(tensor)
+    if _is_host(fields.buffer):
+        data = (ctypes.c_char * n_bytes).from_address(fields.data)
+    else:
+        data = (ctypes.c_char * n_bytes)()
+        _copy_data(tensor, data, 0, n_bytes)
+    return np.ndarray(fields.ne[::-1], dtype, data, strides=fields.nb[::-1])
+
+
 # ---- contexts --------------------------------------------------------------------------------
 
 
 def create_context(
-    model: ModelHandle, *, n_ctx: int, n_batch: int, n_threads: int
+    model: ModelHandle, *, n_ctx: int, n_batch: int, n_threads: int, tap: Tap | None = None
 ) -> ContextHandle:
     """Create a context of one sequence.
 
@@ -303,6 +434,7 @@ def create_context(
         n_ctx: Length in tokens; llama.cpp rounds it up.
         n_batch: Most tokens of one decode call.
         n_threads: CPU threads, for prompts and generation alike.
+        tap: Gets what is computed; must live as long as the context.
 
     Returns:
         Its handle.
@@ -314,6 +446,8 @@ def create_context(
     params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_batch
     params.n_threads = params.n_threads_batch = n_threads
     params.n_seq_max = 1
+    if tap is not None:
+        params.cb_eval = tap.callback
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise NativeError(
@@ -362,7 +496,7 @@ class Batch:
             self._batch.seq_id[i][0] = 0
 
     def decode(
-        self, context: ContextHandle, tokens: Sequence[int], position: int, *, all_logits: bool
+        self, context: ContextHandle, tokens: Sequence[int], position: int, *, n_logits: int = 1
     ) -> None:
         """Run the model over tokens that follow what is in the context.
 
@@ -370,7 +504,7 @@ class Batch:
             context: The context.
             tokens: At most n_batch ids.
             position: Of the first one.
-            all_logits: Compute logits for every token, not just the last.
+            n_logits: Compute logits for this many of them, the last ones.
 
         Raises:
             NativeError: The call failed; what the context holds is unknown then.
@@ -378,8 +512,8 @@ class Batch:
         n_tokens = len(tokens)
         self.token[:n_tokens] = tokens
         self.position[:n_tokens] = np.arange(position, position + n_tokens)
-        self.wants_logits[:n_tokens] = all_logits
-        self.wants_logits[n_tokens - 1] = True
+        self.wants_logits[:n_tokens] = False
+        self.wants_logits[n_tokens - n_logits : n_tokens] = True
         self._batch.n_tokens = n_tokens
         code = lib.llama_decode(context, self._batch)
         if code != 0:
@@ -387,7 +521,7 @@ class Batch:
 
 
 def read_logits(context: ContextHandle, n_rows: int, n_vocab: int) -> npt.NDArray[np.float32]:
-    """Copy the logits of the last decode call.
+    """Look at the logits of the last decode call, where llama.cpp keeps them.
 
     Args:
         context: The context.
@@ -395,9 +529,9 @@ def read_logits(context: ContextHandle, n_rows: int, n_vocab: int) -> npt.NDArra
         n_vocab: Size of the vocabulary.
 
     Returns:
-        float32 [n_rows, n_vocab].
+        float32 [n_rows, n_vocab], overwritten by the next decode call.
     """
-    return np.ctypeslib.as_array(lib.llama_get_logits(context), (n_rows, n_vocab)).copy()
+    return np.ctypeslib.as_array(lib.llama_get_logits(context), (n_rows, n_vocab))
 
 
 # ---- samplers --------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from localcascade.engine.wire import (
     Frame,
     LoadOptions,
     ModelInfo,
+    decode_arrays,
     decode_event,
     encode_chat_request,
 )
@@ -55,6 +56,7 @@ class Engine:
         n_ctx: Context in tokens; None is what the model was trained for, at most 8192.
         n_threads: CPU threads; None is the physical cores that this process may use.
         n_gpu_layers: Layers on the GPU, -1 for all; None is all if the build knows a GPU.
+        collects: Make one that sums up the inputs of its matrices, see collect; it is slower.
 
     Raises:
         ValueError: A count makes no sense.
@@ -67,6 +69,7 @@ class Engine:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_gpu_layers: int | None = None,
+        collects: bool = False,
     ) -> None:
         for name, value, least in (
             ("n_ctx", n_ctx, 1), ("n_threads", n_threads, 1), ("n_gpu_layers", n_gpu_layers, -1)
@@ -74,7 +77,7 @@ class Engine:
             if value is not None and not least <= value < 2**31:
                 raise ValueError(f"{name} is {value}, but must be at least {least}")
         self._path = Path(path).absolute()
-        self._options = LoadOptions(n_ctx, n_threads, n_gpu_layers)
+        self._options = LoadOptions(n_ctx, n_threads, n_gpu_layers, collects=collects)
         self._lock = threading.Lock()
         self._deaths: deque[tuple[float, EngineDied]] = deque(maxlen=MAX_DEATHS)
         self._worker: WorkerProcess | None = None
@@ -155,8 +158,12 @@ class Engine:
         finally:
             turn.end()
 
-    def render(self, request: ChatRequest) -> list[int]:
+    def render(self, request: ChatRequest, *, is_complete: bool = False) -> list[int]:
         """Render and tokenize the prompt that chat would read.
+
+        Args:
+            request: Messages and tools.
+            is_complete: The last message is the answer: leave out the turn that would follow.
 
         Returns:
             Token ids.
@@ -167,7 +174,9 @@ class Engine:
         """
         worker, _ = self._start()
         try:
-            frame, _ = worker.ask("render", request=encode_chat_request(request))
+            frame, _ = worker.ask(
+                "render", request=encode_chat_request(request), is_complete=is_complete
+            )
         except TimeoutError as exc:
             raise _describe_slow_template(self._path) from exc
         return list(frame["tokens"])
@@ -188,24 +197,60 @@ class Engine:
         frame, _ = self._start()[0].ask("tokenize", text=text, parse_special=parse_special)
         return list(frame["tokens"])
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Run the model over tokens from an empty context.
+    def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """Run the model over tokens.
 
         Args:
             tokens: Token ids, at least one.
+            first: Position of the first whose logits are wanted. Tokens before it are not read
+                again if the last call ended there, so a long text can be read in parts.
 
         Returns:
-            float32 [n_tokens, n_vocab]: what the model expects after each token.
+            float32 [n_tokens - first, n_vocab]: what the model expects after each token.
 
         Raises:
             ContextFull: They do not fit the context.
-            ValueError: There are none, or one is not in the vocabulary.
+            ValueError: There are none, one is not in the vocabulary, or `first` is no position.
             CascadeError: As load does.
         """
         import numpy as np
 
-        frame, payload = self._start()[0].ask("logits", tokens=list(tokens))
+        frame, payload = self._start()[0].ask("logits", tokens=list(tokens), first=first)
         return np.frombuffer(payload, "<f4").reshape(frame["shape"])
+
+    def collect(
+        self, tokens: Sequence[int], on_progress: Callable[[int], None] = lambda _n: None
+    ) -> None:
+        """Run the model over tokens and add the inputs of its matrices to the worker's sums.
+
+        Args:
+            tokens: Token ids, at least one; read from an empty context.
+            on_progress: Called with the number of tokens done.
+
+        Raises:
+            ContextFull: They do not fit the context.
+            ValueError: There are none, one is not in the vocabulary, or the engine was not made
+                to collect.
+            ModelFileError: An input is NaN or infinite.
+            CascadeError: As load does; the sums are gone with a worker that died.
+        """
+
+        def tell(frame: Frame) -> None:
+            on_progress(frame["n_tokens"])
+
+        self._start()[0].ask("collect", on_frame=tell, tokens=list(tokens))
+
+    def read_inputs(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Read what collect has summed up since the model was loaded.
+
+        Returns:
+            By the names that they have in an importance matrix's file, see quantize/importance.py.
+
+        Raises:
+            ValueError: The engine was not made to collect.
+            CascadeError: As load does.
+        """
+        return decode_arrays(*self._start()[0].ask("read_inputs"))
 
     def close(self) -> None:
         """End the worker. What it was working on fails; a later request starts another."""

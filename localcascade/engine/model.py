@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from localcascade.engine import _llama
+from localcascade.engine.collector import Collector
 from localcascade.engine.vocabulary import Vocabulary
 from localcascade.engine.wire import LoadOptions, ModelInfo
 from localcascade.errors import ModelFileError, NativeError
@@ -63,11 +64,13 @@ class Model:
         devices = _llama.list_devices()
         self._model = _load(path, options, devices, log, on_progress)
         n_ctx_train = _llama.get_n_ctx_train(self._model)
+        self.collector = Collector(path) if options.collects else None
         self.context = _llama.create_context(
             self._model,
             n_ctx=options.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
             n_batch=N_BATCH,
             n_threads=options.n_threads or count_threads(),
+            tap=self.collector.tap if self.collector else None,
         )
         self.metadata = _llama.read_metadata(self._model)
         self.vocabulary = Vocabulary(
@@ -81,6 +84,7 @@ class Model:
             n_vocab=self.vocabulary.n_tokens,
             load_s=time.perf_counter() - started_s,
             devices=tuple(f"{device.name} ({device.description})" for device in devices),
+            bos=self.vocabulary.bos,
         )
 
 
@@ -120,7 +124,10 @@ def _load(
             path,
             n_gpu_layers=choose_gpu_layers(options.n_gpu_layers, devices),
             use_mmap=options.use_mmap,
-            use_extra_buffers=not FATAL_BUFFERS & set(_llama.list_extra_buffers()),
+            # What is collected is then the same on every CPU.
+            use_extra_buffers=not (
+                options.collects or FATAL_BUFFERS & set(_llama.list_extra_buffers())
+            ),
             on_progress=tell,
         )
     except NativeError as exc:

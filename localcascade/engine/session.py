@@ -73,34 +73,59 @@ class Session:
         finally:
             _llama.free_sampler(sampler)
 
-    def read_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Run the model over tokens from an empty context.
+    def read_logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """Run the model over tokens.
+
+        Args:
+            tokens: Token ids, at least one.
+            first: Position of the first whose logits are wanted. If the context holds exactly
+                the tokens before it, as after a call that ended there, they are not read again.
+
+        Returns:
+            float32 [n_tokens - first, n_vocab]: what the model expects after each token.
+
+        Raises:
+            ContextFull: They do not fit the context.
+            ValueError: There are none, one is not in the vocabulary, or `first` is no position.
+            NativeError: Decoding failed; the session is empty then.
+        """
+        n_vocab = self._model.info.n_vocab
+        self._check_tokens(tokens)
+        if not 0 <= first < len(tokens):
+            raise ValueError(f"position {first} is not among {len(tokens)} tokens")
+        if first == 0 or self.tokens != list(tokens[:first]):
+            self._clear()
+        logits = np.empty((len(tokens) - first, n_vocab), np.float32)
+        for start in range(len(self.tokens), len(tokens), N_BATCH):
+            part = tokens[start : start + N_BATCH]
+            end = start + len(part) - first
+            n_rows = max(0, min(len(part), end))
+            self._decode(part, n_logits=max(1, n_rows))
+            if n_rows:
+                rows = _llama.read_logits(self._model.context, n_rows, n_vocab)
+                logits[end - n_rows : end] = rows
+        return logits
+
+    def run(self, tokens: Sequence[int]) -> Iterator[int]:
+        """Run the whole model over every token from an empty context, for who taps it.
 
         Args:
             tokens: Token ids, at least one.
 
-        Returns:
-            float32 [n_tokens, n_vocab]: what the model expects after each token.
+        Yields:
+            How many tokens are done, after each micro-batch.
 
         Raises:
-            ContextFull: They do not fit the context.
-            ValueError: There are none, or one is not in the vocabulary.
-            NativeError: Decoding failed; the session is empty then.
+            ContextFull, ValueError, NativeError: As read_logits does.
         """
-        n_vocab = self._model.info.n_vocab
-        foreign = [token for token in tokens if not 0 <= token < n_vocab]
-        if foreign or not tokens:
-            problem = f"token {foreign[0]} is not among {n_vocab}" if foreign else "no tokens"
-            raise ValueError(problem)
-        self._check_room(tokens)
+        self._check_tokens(tokens)
         self._clear()
-        logits = np.empty((len(tokens), n_vocab), np.float32)
         for start in range(0, len(tokens), N_BATCH):
             part = tokens[start : start + N_BATCH]
-            self._decode(part, all_logits=True)
-            rows = _llama.read_logits(self._model.context, len(part), n_vocab)
-            logits[start : start + len(part)] = rows
-        return logits
+            # Without logits for all, the output matrix, and in other families the last layer's
+            # feed-forward, would see the last token only.
+            self._decode(part, n_logits=len(part))
+            yield len(self.tokens)
 
     def _rewind(self, prompt: Sequence[int]) -> int:
         """Keep what the context shares with a prompt, as far as its memory can rewind.
@@ -116,9 +141,9 @@ class Session:
             self._clear()
         return len(self.tokens)
 
-    def _decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> None:
+    def _decode(self, tokens: Sequence[int], *, n_logits: int = 1) -> None:
         try:
-            self._batch.decode(self._model.context, tokens, len(self.tokens), all_logits=all_logits)
+            self._batch.decode(self._model.context, tokens, len(self.tokens), n_logits=n_logits)
         except NativeError:
             self._clear()
             raise
@@ -127,6 +152,14 @@ class Session:
     def _clear(self) -> None:
         _llama.clear_memory(self._model.context)
         self.tokens.clear()
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        n_vocab = self._model.info.n_vocab
+        foreign = [token for token in tokens if not 0 <= token < n_vocab]
+        if foreign or not tokens:
+            problem = f"token {foreign[0]} is not among {n_vocab}" if foreign else "no tokens"
+            raise ValueError(problem)
+        self._check_room(tokens)
 
     def _check_room(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self._model.info.n_ctx:

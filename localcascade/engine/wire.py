@@ -3,7 +3,8 @@
 A frame is a JSON header and, for arrays, bytes behind it. Nothing that runs code on reading
 (no pickle) crosses, for the worker reads files that nobody vouches for.
 
-client -> worker   {id, op: load | chat | render | tokenize | logits | cancel, ...}
+client -> worker   {id, op: load | chat | render | tokenize | logits | collect | read_inputs |
+                    cancel, ...}
 worker -> client   {id, kind: progress | stage | event | result | error, ...}
 A request ends with a result, an error, or the event Done.
 """
@@ -11,18 +12,24 @@ A request ends with a result, an error, or the event Done.
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localcascade import errors
 from localcascade.prompt import events
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Frame = dict[str, Any]
+Payload = bytes | memoryview
+"""Raw bytes; a memoryview is one of single bytes."""
 
 _LENGTHS = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)  # a dead peer is an error, never a signal
@@ -52,6 +59,8 @@ class LoadOptions:
     n_gpu_layers: int | None = None
     """-1 is all."""
     use_mmap: bool = True
+    collects: bool = False
+    """Sum up what each matrix is multiplied with, whatever is decoded: chats and logits too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,8 @@ class ModelInfo:
     load_s: float
     devices: tuple[str, ...]
     """What the build can compute on, e.g. "CPU (AMD EPYC)"."""
+    bos: int | None = None
+    """Token that opens every text, if the file says that one does."""
 
 
 class Channel:
@@ -80,7 +91,7 @@ class Channel:
         self._stream = end.makefile("rb")
         self._lock = threading.Lock()
 
-    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
+    def send(self, header: Mapping[str, Any], payload: Payload = b"") -> None:
         """Send one frame.
 
         Args:
@@ -127,6 +138,24 @@ class Channel:
         if self._stream.readinto(data) != n_bytes:
             raise EOFError("the other end is gone")
         return data
+
+
+def encode_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[Frame, bytes]:
+    """Make a header's fields and a payload of named float32 arrays."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return {"shapes": shapes}, b"".join(a.astype("<f4").tobytes() for a in arrays.values())
+
+
+def decode_arrays(frame: Frame, payload: bytearray) -> dict[str, np.ndarray[Any, Any]]:
+    """Undo encode_arrays."""
+    import numpy as np
+
+    values, start, arrays = np.frombuffer(payload, "<f4"), 0, {}
+    for name, shape in frame["shapes"].items():
+        end = start + math.prod(shape)
+        arrays[name] = values[start:end].reshape(shape)
+        start = end
+    return arrays
 
 
 def encode_event(event: events.Event) -> Frame:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from localcascade.engine import _llama
+from localcascade.engine.collector import Collector
 from localcascade.engine.model import Log, Model
 from localcascade.engine.session import Session
 from localcascade.engine.turn import Turn
@@ -30,7 +31,9 @@ from localcascade.engine.wire import (
     Channel,
     Frame,
     LoadOptions,
+    Payload,
     decode_chat_request,
+    encode_arrays,
     encode_error,
     encode_event,
 )
@@ -97,6 +100,8 @@ class Worker:
             "render": self._render,
             "tokenize": self._tokenize,
             "logits": self._read_logits,
+            "collect": self._collect,
+            "read_inputs": self._read_inputs,
         }
 
     def serve(self) -> None:
@@ -144,6 +149,8 @@ class Worker:
 
     def _render(self, frame: Frame) -> None:
         _, prompt = self._render_prompt(frame, decode_chat_request(frame["request"]))
+        if frame["is_complete"]:
+            prompt = cut_opening(prompt, self._model.vocabulary.is_eog)
         send_reply(self._channel, frame, "result", tokens=prompt)
 
     def _tokenize(self, frame: Frame) -> None:
@@ -153,10 +160,30 @@ class Worker:
         send_reply(self._channel, frame, "result", tokens=tokens)
 
     def _read_logits(self, frame: Frame) -> None:
-        logits = self._session.read_logits(frame["tokens"])
-        send_reply(
-            self._channel, frame, "result", logits.astype("<f4").tobytes(), shape=logits.shape
-        )
+        logits = self._session.read_logits(frame["tokens"], frame["first"])
+        payload = logits.astype("<f4", copy=False).data.cast("B")
+        send_reply(self._channel, frame, "result", payload, shape=logits.shape)
+
+    def _collect(self, frame: Frame) -> None:
+        for n_done in self._collector.collect(self._session, frame["tokens"]):
+            send_reply(self._channel, frame, "progress", n_tokens=n_done)
+        send_reply(self._channel, frame, "result")
+
+    def _read_inputs(self, frame: Frame) -> None:
+        fields, payload = encode_arrays(self._collector.list_tensors())
+        send_reply(self._channel, frame, "result", payload, **fields)
+
+    @property
+    def _collector(self) -> Collector:
+        if self._model.collector is None:
+            raise ValueError("the engine was not made to collect")
+        return self._model.collector
+
+
+def cut_opening(prompt: list[int], is_end: Callable[[int], bool]) -> list[int]:
+    """Cut off the turn that a prompt opens at its end, if any turn before it was closed."""
+    ends = [i for i, token in enumerate(prompt) if is_end(token)]
+    return prompt[: ends[-1] + 1] if ends else prompt
 
 
 def opens_thinking(segments: Sequence[Segment]) -> bool:
@@ -205,7 +232,7 @@ def load_model(channel: Channel, frame: Frame, log: Log) -> Model | None:
 
 
 def send_reply(
-    channel: Channel, frame: Frame, kind: str, payload: bytes = b"", **fields: object
+    channel: Channel, frame: Frame, kind: str, payload: Payload = b"", **fields: object
 ) -> None:
     """Answer a request with one frame; a client that is gone is the inbox's business."""
     with contextlib.suppress(OSError):

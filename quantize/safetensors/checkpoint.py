@@ -6,9 +6,8 @@ Nothing in a checkpoint is ever executed; only JSON is parsed and numbers are re
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +19,13 @@ import numpy.typing as npt
 from quantize.errors import CheckpointError, NotFinite
 from quantize.safetensors.documents import DAMAGED, read_object
 from quantize.safetensors.header import DTYPE_BYTES, StoredTensor, read_header
+from quantize.safetensors.shards import LocalShards, Shards
 
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-READ_BYTES = 1 << 30
-"""One system call reads no more: Linux stops at 2 GiB - 4 KiB, macOS fails above 2 GiB."""
 BLOCK_WEIGHTS = 1 << 18
 """Weights widened or checked at a time, so that a block stays in the processor's cache."""
 
@@ -41,7 +39,8 @@ class Checkpoint:
     """config.json as it is."""
     tensors: dict[str, StoredTensor]
     """By name, shard by shard, in the order of the data."""
-    _descriptors: dict[Path, int] = field(repr=False)
+    shards: Shards
+    """Where the weights come from."""
 
     def read_f32(
         self, name: str, rows: slice | None = None, *, out: F32Array | None = None
@@ -98,8 +97,7 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the shards."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self.shards.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,20 +135,19 @@ class Checkpoint:
 
     def _fill(self, tensor: StoredTensor, offset: int, buffer: npt.NDArray[Any]) -> None:
         """Read from an offset of the tensor's shard until the buffer is full."""
-        if tensor.path not in self._descriptors:
-            raise ValueError(f"{self.folder}: the checkpoint is closed")
         try:
-            _read_exactly(self._descriptors[tensor.path], buffer.view(np.uint8).data, offset)
+            self.shards.read_into(tensor.path, offset, buffer.view(np.uint8).data)
         except (OSError, EOFError) as error:
             problem = f"cannot be read at byte {offset}: {error}"
             raise CheckpointError(tensor.path, problem, tensor=tensor.name, hint=DAMAGED) from error
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, shards: Shards | None = None) -> Checkpoint:
     """Open a checkpoint in Hugging Face layout and check every header in it.
 
     Args:
         folder: Holds config.json, and model.safetensors or the shards and their index.
+        shards: Has the shards that the folder lacks; closed with the checkpoint. None reads files.
 
     Returns:
         The open checkpoint; close it, or use it in a `with` statement.
@@ -158,18 +155,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: A file is missing, damaged, or contradicts another one.
     """
-    config = read_object(folder / "config.json", allow_infinity=True)
-    shards = _list_shards(folder)
-    checkpoint = Checkpoint(folder, config, {}, {})
+    shards = LocalShards() if shards is None else shards
     try:
-        for path, expected in shards.items():
-            descriptor, file_bytes = _open_shard(path)
-            checkpoint._descriptors[path] = descriptor
-            found = _read_shard(path, descriptor, file_bytes)
+        config = read_object(folder / "config.json", allow_infinity=True)
+        checkpoint = Checkpoint(folder, config, {}, shards)
+        for path, expected in _list_shards(folder, shards).items():
+            found = _read_shard(path, shards)
             _compare_with_index(path, found, expected, checkpoint.tensors)
             checkpoint.tensors.update(found)
     except BaseException:
-        checkpoint.close()
+        shards.close()
         raise
     return checkpoint
 
@@ -197,28 +192,28 @@ def check_finite(path: Path, name: str, weights: F32Array, *, first_row: int = 0
             raise NotFinite(path, name, tuple(position), float(flat[first]))
 
 
-def _list_shards(folder: Path) -> dict[Path, set[str] | None]:
+def _list_shards(folder: Path, shards: Shards) -> dict[Path, set[str] | None]:
     """List the shards, each with the tensors that the index places in it; None without index."""
     single, index = folder / SINGLE_NAME, folder / INDEX_NAME
     if not index.exists():
-        if not single.exists():
+        if not shards.exists(single):
             raise CheckpointError(
                 folder, f"holds neither {SINGLE_NAME} nor {INDEX_NAME}",
                 hint="Name a folder with a complete safetensors checkpoint.",
             )  # fmt: skip
         return {single: None}
-    shards: dict[Path, set[str] | None] = {}
+    listed: dict[Path, set[str] | None] = {}
     placed: dict[str, set[str]] = {}
     for name, shard in _read_weight_map(index).items():
         placed.setdefault(shard, set()).add(name)
     for shard in sorted(placed):
-        shards[folder / shard] = placed[shard]
-    if single.exists() and single not in shards:
+        listed[folder / shard] = placed[shard]
+    if shards.exists(single) and single not in listed:
         raise CheckpointError(
             index, f"does not name {SINGLE_NAME}, which lies beside it",
             hint="Delete whichever of the two does not belong to this checkpoint.",
         )  # fmt: skip
-    return shards
+    return listed
 
 
 def _read_weight_map(index: Path) -> Mapping[str, str]:
@@ -244,34 +239,18 @@ def _is_plain_name(name: str) -> bool:
     return name.isprintable() and name not in {"", ".", ".."} and not forbidden & set(name)
 
 
-def _open_shard(path: Path) -> tuple[int, int]:
-    """Open a shard; its descriptor and its size in bytes."""
+def _read_shard(path: Path, shards: Shards) -> dict[str, StoredTensor]:
+    file_bytes = shards.open(path)
+
+    def read(offset: int, n_bytes: int) -> bytes:
+        room = bytearray(n_bytes)
+        shards.read_into(path, offset, memoryview(room))
+        return bytes(room)
+
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(path, "not a file", hint=DAMAGED)
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)), status.st_size
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            path, "shard not found", hint="Download the missing file into the folder."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be opened: {error.strerror or error}") from error
-
-
-def _read_shard(path: Path, descriptor: int, file_bytes: int) -> dict[str, StoredTensor]:
-    try:
-        return read_header(path, descriptor, file_bytes)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-
-
-def _read_exactly(descriptor: int, room: memoryview, offset: int) -> None:
-    while room:
-        n_read = os.preadv(descriptor, [room[:READ_BYTES]], offset)
-        if n_read == 0:
-            raise EOFError(f"the file ends at byte {offset}")
-        room, offset = room[n_read:], offset + n_read
+        return read_header(path, read, file_bytes)
+    except (OSError, EOFError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
 
 
 def _compare_with_index(

@@ -7,8 +7,8 @@ Source: the format's description in the README of the safetensors project.
 
 from __future__ import annotations
 
-import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -41,12 +41,14 @@ class StoredTensor:
     n_bytes: int
 
 
-def read_header(path: Path, descriptor: int, file_bytes: int) -> dict[str, StoredTensor]:
+def read_header(
+    path: Path, read: Callable[[int, int], bytes], file_bytes: int
+) -> dict[str, StoredTensor]:
     """Parse a shard's header and check that its tensors cover the file exactly.
 
     Args:
         path: The shard, for messages.
-        descriptor: The shard, open for reading.
+        read: Returns what the shard holds at (offset, n_bytes), all of it.
         file_bytes: Its size.
 
     Returns:
@@ -54,16 +56,15 @@ def read_header(path: Path, descriptor: int, file_bytes: int) -> dict[str, Store
 
     Raises:
         CheckpointError: The header is damaged, or does not fit the file.
-        OSError: The shard cannot be read.
     """
     if file_bytes < 8:
         raise CheckpointError(path, f"has {file_bytes} bytes, too few for a header", hint=DAMAGED)
-    (header_bytes,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    (header_bytes,) = struct.unpack("<Q", read(0, 8))
     if header_bytes > min(MAX_JSON_BYTES, file_bytes - 8):
         raise CheckpointError(
             path, f"byte 0: header of {header_bytes} bytes in a file of {file_bytes}", hint=DAMAGED
         )
-    header = parse_object(path, os.pread(descriptor, header_bytes, 8))
+    header = parse_object(path, read(8, header_bytes))
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
         raise CheckpointError(path, "key __metadata__: not an object of strings", hint=DAMAGED)

@@ -46,7 +46,7 @@ def test_a_fallback_is_said_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixt
         (["tiny", "OUT", "--type", "q8_0", "--fallback", "nonsense"], 2, "'nonsense'"),
         (["tiny"], 2, "OUT.gguf"),
         (["no-such-model", "OUT"], 3, "no-such-model"),
-        (["nemotron-cascade-2", "OUT"], 3, "hf download"),
+        (["nemotron-cascade-2", "OUT"], 3, "localcascade pull"),
         (["FOLDER", "OUT"], 5, "config.json"),
         (["tiny", "NOWHERE"], 1, "cannot be created"),
     ],

@@ -149,6 +149,38 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(session: S
     assert (caught.value.need_tokens, caught.value.have_tokens) == (513, 512)
 
 
+def test_logits_from_a_position_on_are_the_last_rows(session: Session) -> None:
+    tokens = [(7 * i) % 256 for i in range(100)]
+    whole = session.read_logits(tokens)
+    assert whole[60:].tolist() == session.read_logits(tokens, 60).tolist()
+
+
+def test_logits_in_parts_are_those_of_the_whole(path: Path, bare: BareModel) -> None:
+    session = Session(load(path, LoadOptions(n_ctx=2048, n_threads=1)))
+    tokens = [(7 * i) % 256 for i in range(2 * N_BATCH + 9)]
+    whole = session.read_logits(tokens, N_BATCH - 2)
+    session.read_logits([1, 2, 3])
+    parts = []
+    for start, end in ((N_BATCH - 2, N_BATCH), (N_BATCH, 2 * N_BATCH), (2 * N_BATCH, len(tokens))):
+        parts.append(session.read_logits(tokens[:end], start))
+        assert session.tokens == tokens[:end]
+    assert np.concatenate(parts).tolist() == whole.tolist()
+    np.testing.assert_allclose(whole[1], bare.read_logits(tokens[:N_BATCH])[-1], atol=0.05)
+
+
+def test_logits_do_not_build_on_other_tokens(session: Session) -> None:
+    tokens = [(7 * i) % 256 for i in range(20)]
+    expected = session.read_logits(tokens, 10)
+    session.read_logits([*tokens[:9], 77])
+    assert session.read_logits(tokens, 10).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("first", [-1, 3])
+def test_logits_from_no_position_are_refused(session: Session, first: int) -> None:
+    with pytest.raises(ValueError, match=f"position {first}"):
+        session.read_logits([1, 2, 3], first)
+
+
 @pytest.mark.parametrize("tokens", [[], [N_VOCAB], [-1]])
 def test_logits_of_no_token_or_a_foreign_one_are_refused(
     session: Session, tokens: list[int]

@@ -1,4 +1,4 @@
-"""What is on this machine: the names and paths that people give, into files.
+"""The names and paths that people give, into files.
 
 A name (letters, digits, dots, hyphens, underscores) is looked up in our own folders and never
 leaves them. What holds a separator, or ends in .gguf, is a path first.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-from localcascade import __version__, paths
-from localcascade.catalog import NAME_PATTERN, Catalog, CatalogEntry, load_catalog
-from localcascade.errors import CascadeError, ModelNotFound
+from localcascade import paths
+from localcascade.catalog import Catalog, CatalogEntry, load_catalog
+from localcascade.errors import CascadeError, ModelFileError, ModelNotFound
+from localcascade.names import NAME_PATTERN
+from localcascade.store.installed import list_models, read_model
 
 
 def find_model(name: str) -> Path:
@@ -66,30 +69,23 @@ def find_checkpoint(name: str) -> Path:
 
 
 def list_installed() -> dict[str, Path]:
-    """List what `find_model` finds by name: installed models, then quantized bundled ones.
+    """List the GGUF models that `find_model` finds by name.
 
     Returns:
-        Name to GGUF file, sorted by name; a folder with several files in it is left out.
+        Name to GGUF file, the first of a split one, sorted by name; a folder with the files of
+        several models is left out.
     """
-    folder = paths.find_models_folder()
-    found = {file.stem: file for file in folder.glob("*.gguf") if NAME_PATTERN.fullmatch(file.stem)}
-    for file in folder.glob("*/*.gguf"):
-        if len(list(file.parent.glob("*.gguf"))) == 1:
-            found.setdefault(file.parent.name, file)
-    for name, entry in load_catalog().entries.items():
-        if entry.bundled and bundled_model_path(name).is_file():
-            found.setdefault(name, bundled_model_path(name))
-    return dict(sorted(found.items()))
-
-
-def bundled_model_path(name: str) -> Path:
-    """Path in the cache where a bundled checkpoint is quantized to, by this version of ours."""
-    return paths.find_cache_folder() / "models" / f"{name}-{__version__}-q8_0.gguf"
+    found: dict[str, Path] = {}
+    for model in list_models():
+        if model.kind == "gguf":
+            with suppress(ModelFileError):
+                found[model.name] = model.find_gguf()
+    return found
 
 
 def bundled_checkpoint_folder(name: str) -> Path:
     """Folder of a checkpoint that ships with the package."""
-    return Path(__file__).parent / "data" / name
+    return Path(__file__).parent.parent / "data" / name
 
 
 def complete_model_name(incomplete: str) -> list[tuple[str, str]]:
@@ -104,6 +100,11 @@ def complete_model_name(incomplete: str) -> list[tuple[str, str]]:
     except CascadeError:
         return []
     return [(name, text) for name, text in known.items() if name.startswith(incomplete)]
+
+
+def complete_installed_name(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the name of a model in the store for the shell; each with its kind."""
+    return [(m.name, m.kind) for m in list_models() if m.name.startswith(incomplete)]
 
 
 def _expand(name: str) -> Path:
@@ -122,20 +123,14 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _find_installed(name: str) -> Path | None:
-    if not NAME_PATTERN.fullmatch(name):
+    model = read_model(name, "gguf")
+    if model is None:
         return None
-    folder = paths.find_models_folder()
-    single = folder / f"{name}.gguf"
-    if single.is_file():
-        return single
-    files = sorted((folder / name).glob("*.gguf"))
-    if len(files) > 1:
-        listed = ", ".join(file.name for file in files)
-        raise ModelNotFound(
-            f"{folder / name} holds {len(files)} GGUF files: {listed}", "Give the path of one."
-        )
-    bundled = bundled_model_path(name)
-    return files[0] if files else bundled if bundled.is_file() else None
+    try:
+        return model.find_gguf()
+    except ModelFileError as error:
+        listed = ", ".join(path.name for path in model.list_files())
+        raise ModelNotFound(f"{error.message}: {listed}", "Give the path of one.") from error
 
 
 def _list_checkpoint_folders(name: str, entry: CatalogEntry | None) -> list[Path]:
@@ -159,9 +154,8 @@ def _explain_not_installed(name: str, entry: CatalogEntry) -> ModelNotFound:
 
 
 def _advise_download(name: str, entry: CatalogEntry) -> str:
-    folder = shlex.quote(str(paths.find_checkpoints_folder() / name))
     size_gb = entry.checkpoint_bytes / 1e9
-    return f"Download it ({size_gb:.0f} GB) with `hf download {entry.repo} --local-dir {folder}`"
+    return f"Download it ({size_gb:.0f} GB) with `localcascade pull {name}`"
 
 
 def _explain_no_model(name: str, catalog: Catalog) -> ModelNotFound:

@@ -1,0 +1,1 @@
+"""Fetching models from a Hub: which files, in checked ranges, resumed and verified."""

@@ -1,0 +1,1 @@
+"""How good a model is: its distance from another one, measured."""
