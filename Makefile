@@ -23,6 +23,9 @@ bench: .venv/.installed  ## every figure of the README, into bench/results/
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/inspection.py
 	$(BIN)/python bench/convert.py
+	$(BIN)/python bench/encoders.py
+	$(BIN)/python bench/calibrate.py
+	$(BIN)/python bench/download.py
 
 size: .venv/.installed  ## lines per package and the longest files
 	@find quantize localcascade tests bench -name '*.py' | xargs wc -l | sort -n | tail -15

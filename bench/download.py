@@ -1,6 +1,6 @@
 """Our downloader against `snapshot_download` of the Hub's own client, on loopback.
 
-    python bench/download.py [--pairs 3] [--mib 1024]
+    python bench/download.py [--pairs 3] [--mib 512]
 
 A Hub of ours (tests/hub.py) runs in a process of its own and serves four shards of random bytes;
 each side fetches them in a fresh process, in turn, into a fresh folder. Without faults, what counts
@@ -153,7 +153,7 @@ def main() -> None:
     """Measure, print, write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
