@@ -86,7 +86,7 @@ def plan_recipe(
         _check_sources(checkpoint, spec)
     left_out = _find_left_out(checkpoint, model)
     if importance:
-        importance.check_shapes({t.name: _shape_unpadded(t) for t in model.tensors if t.matrix})
+        importance.check_shapes({t.name: _shape_unpadded(t) for t in model.tensors})
     tensors = tuple(
         PlannedTensor(
             spec, _choose_type(spec, wanted, fallback) if spec.matrix else type_named("f32")
