@@ -64,6 +64,6 @@ def test_every_expert_s_own_error_falls(name: str, pad: bool, tmp_path: Path) ->
 @pytest.mark.parametrize(("n_experts", "width"), [(15, 224), (16, 256)])
 def test_another_model_s_importance_is_refused(n_experts: int, width: int, tmp_path: Path) -> None:
     matrix = write_skewed(tmp_path / "other.imatrix.gguf", n_experts, width)
-    with pytest.raises(GGUFError, match="another model|blk.2.ffn"):
+    with pytest.raises(GGUFError, match=r"importance of blk\.2\.ffn"):
         quantize_checkpoint(TINY, tmp_path / "out.gguf", "q4_0", importance=matrix)
     assert not (tmp_path / "out.gguf").exists()
