@@ -71,7 +71,7 @@ def open_part(output: Path, file_bytes: int, identity: str) -> Iterator[Part]:
             yield Part(path, descriptor, finished, log.fileno())
         os.fsync(descriptor)
         path.replace(output)
-        _sync_folder(output.parent)
+        sync_folder(output.parent)
         journal.unlink()
     except (QuantizeError, OSError) as error:
         path.unlink(missing_ok=True)
@@ -133,7 +133,8 @@ def _begin(output: Path, descriptor: int, journal: Path, file_bytes: int, identi
     journal.write_text(identity + "\n")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk; raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.progress import draw_counts
 from localcascade.cli.units import format_bytes, format_duration
 from localcascade.store import complete_model_name, find_model
@@ -51,7 +52,7 @@ def calibrate(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Threads; one a core by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Learn from a text which weights of a model matter.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.progress import draw_counts
 from localcascade.cli.units import format_duration
 from localcascade.errors import EvaluationError
@@ -54,7 +55,7 @@ def compare(
     ctx: Annotated[
         int, typer.Option(min=8, max=1 << 20, metavar="N", help="Tokens of a window.")
     ] = 512,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how far a model's predictions are from another's.
 

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from localcascade import __version__, paths
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.units import format_bytes
 from localcascade.errors import CascadeError
 
@@ -49,7 +50,7 @@ class Check:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine, with a line of advice on each finding.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def du(
     clean: Annotated[
         bool, typer.Option("--clean", help="Delete what runs that ended early have left.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what models and leftovers take on the disk.
 

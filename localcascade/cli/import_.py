@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.progress import draw_progress
 from localcascade.cli.units import format_bytes
 
@@ -27,7 +28,7 @@ def import_(
     move: Annotated[
         bool, typer.Option("--move", help="Delete PATH's files once the model is installed.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a model that lies on this machine into the store.
 

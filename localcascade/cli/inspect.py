@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.units import format_bytes, format_count
 from localcascade.store import complete_model_name, find_model
 
@@ -33,7 +34,7 @@ def inspect(
         ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor as well.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a GGUF file holds: sizes, types, metadata.
 

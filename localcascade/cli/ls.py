@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _FIT_WORDS: dict[Fit | None, str] = {
 
 
 def ls(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the installed models.
 

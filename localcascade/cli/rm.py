@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson, OfKind
 from localcascade.cli.units import format_bytes
-from localcascade.store import Kind, complete_installed_name, find_installed, remove_model
+from localcascade.store import complete_installed_name, find_installed, remove_model
 
 
 def rm(
@@ -21,11 +22,9 @@ def rm(
             autocompletion=complete_installed_name,
         ),
     ],
-    kind: Annotated[
-        Kind | None, typer.Option("--kind", help="Where two models have the same name.")
-    ] = None,
+    kind: OfKind = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove installed models, with all their files.
 

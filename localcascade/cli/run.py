@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson
 from localcascade.cli.stream import Outcome, Screen, open_engine, play_turn
 from localcascade.store import complete_model_name, find_model, mark_used
 
@@ -59,7 +60,7 @@ def run(
     ctx: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Context in tokens, prompt and answer.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a model a question.
 

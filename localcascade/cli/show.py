@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from localcascade.cli import console
 from localcascade.cli.ls import describe_model, format_moment, judge_fit
+from localcascade.cli.options import AsJson, InstalledName, OfKind
 from localcascade.cli.units import format_bytes, format_count
-from localcascade.store import Kind, complete_installed_name, find_installed
+from localcascade.store import find_installed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,18 +17,9 @@ if TYPE_CHECKING:
 
 
 def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="A name of `localcascade ls`.",
-            autocompletion=complete_installed_name,
-        ),
-    ],
-    kind: Annotated[
-        Kind | None, typer.Option("--kind", help="Where two models have the same name.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    name: InstalledName,
+    kind: OfKind = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show where an installed model came from and what it holds.
 

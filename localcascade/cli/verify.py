@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import AsJson, InstalledName, OfKind
 from localcascade.cli.progress import OnProgress, draw_progress
 from localcascade.cli.units import format_bytes
 from localcascade.errors import CascadeError, ModelFileError
-from localcascade.store import Kind, complete_installed_name, find_installed
+from localcascade.store import find_installed
 
 if TYPE_CHECKING:
     from localcascade.store import InstalledModel, Manifest
@@ -22,21 +23,12 @@ _MAX_SHOWN = 3
 
 
 def verify(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="A name of `localcascade ls`.",
-            autocompletion=complete_installed_name,
-        ),
-    ],
-    kind: Annotated[
-        Kind | None, typer.Option("--kind", help="Where two models have the same name.")
-    ] = None,
+    name: InstalledName,
+    kind: OfKind = None,
     repair: Annotated[
         bool, typer.Option("--repair/--no-repair", help="Fetch what is damaged anew.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a model with what was installed, and mend it.
 

@@ -15,7 +15,7 @@ from localcascade.errors import DownloadError, ModelFileError, StoreError
 from localcascade.store.install import OnProgress
 from localcascade.store.installed import InstalledModel
 from localcascade.store.manifest import Manifest, StoredFile
-from localcascade.store.staging import sync_folder
+from quantize.part import sync_folder
 
 
 class Source(Protocol):

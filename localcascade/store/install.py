@@ -21,8 +21,9 @@ from localcascade.store.manifest import (
     StoredFile,
     make_stored_file,
 )
-from localcascade.store.staging import find_kind_folder, sync_folder, trash
+from localcascade.store.staging import find_kind_folder, trash
 from localcascade.store.weights import read_weights
+from quantize.part import sync_folder
 
 OnProgress = Callable[[str, int, int], None]
 """Called with stage, bytes done and bytes in all."""

@@ -19,6 +19,7 @@ from localcascade import paths
 from localcascade.errors import StoreError
 from localcascade.names import check_name
 from localcascade.store.manifest import KINDS, Kind
+from quantize.part import sync_folder
 
 STAGING_NAME = ".staging"
 TRASH_NAME = ".trash"
@@ -150,15 +151,6 @@ def delete_leftover(leftover: Leftover) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(lock: Path, on_wait: Callable[[], None] | None, *, wait: bool = True) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -92,6 +93,14 @@ def make_checkpoint(folder: Path, config: dict[str, Any], dtype: str, seed: int)
     weights = draw_weights(config, seed)
     write_safetensors(folder / "model.safetensors", {n: (dtype, w) for n, w in weights.items()})
     return folder
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 over the safetensors of a folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def draw_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:

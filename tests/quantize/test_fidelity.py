@@ -6,7 +6,6 @@ transformers 5.23.0.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 
 from quantize.convert import quantize_checkpoint
 from tests.llama import compute_logits
-from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, make_checkpoint
+from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, hash_weights, make_checkpoint
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -25,14 +24,6 @@ def make_source(name: str, folder: Path) -> Path:
         return TINY
     config, dtype, seed = {"dense": (DENSE, "F32", 1), "odd_experts": (ODD_EXPERTS, "F16", 2)}[name]
     return make_checkpoint(folder / name, config, dtype, seed)
-
-
-def hash_weights(folder: Path) -> str:
-    """SHA-256 over the safetensors of a folder, as the script computes it."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def mean_divergence(reference: np.ndarray, logits: np.ndarray) -> float:

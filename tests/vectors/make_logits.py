@@ -11,7 +11,6 @@ converter that errs.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import tempfile
 from pathlib import Path
@@ -21,17 +20,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, make_checkpoint
+from tests.quantize.models import DENSE, ODD_EXPERTS, TINY, hash_weights, make_checkpoint
 
 N_TOKENS = 72  # more than one chunk of nothing, less than one of 128
-
-
-def hash_weights(folder: Path) -> str:
-    """SHA-256 over the safetensors of a folder, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def compute_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
