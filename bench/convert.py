@@ -72,17 +72,22 @@ sys.exit(llama_cpp.llama_model_quantize(source, output, ctypes.byref(params)))
 """
 
 
-def write_checkpoint(folder: Path) -> None:
-    """Write the checkpoint of random BF16 weights, one tensor at a time."""
+def write_checkpoint(folder: Path, config: dict[str, object] = CONFIG) -> None:
+    """Write a checkpoint of random BF16 weights, one matrix at a time.
+
+    Args:
+        folder: Is made.
+        config: As config.json holds it.
+    """
     from quantize.families.nemotron_h import describe_nemotron_h
     from quantize.families.spec import Config
 
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
     body = frozenset(["backbone.embeddings.weight"])
-    model = describe_nemotron_h(Config(folder / "config.json", CONFIG), body)
+    model = describe_nemotron_h(Config(folder / "config.json", config), body)
     shapes = {s: t.source_shape for t in model.tensors for s in t.sources}
     header, end = {}, 0
     for name, shape in shapes.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -72,6 +72,17 @@ class ModelSampling:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A recipe that was solved for one size of file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    size_bytes: int
+    """The budget it was solved for; the file is at most that large."""
+    recipe: Mapping[str, Any]
+    """As in a recipe file, see quantize.recipe_file; made for an importance matrix."""
+
+
+@dataclass(frozen=True)
 class CatalogEntry:
     """One model that has a name of ours."""
 
@@ -89,6 +100,14 @@ class CatalogEntry:
     """Hugging Face repository, OWNER/NAME; empty for a bundled checkpoint."""
     bundled: bool = False
     """True if the checkpoint lies in localcascade/data/NAME."""
+    like: str = ""
+    """Another entry, whose geometry, tokenizer_bytes and presets hold here too."""
+    geometry: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes, as in config.json, so that a model can be planned that is not here."""
+    tokenizer_bytes: int = 0
+    """Estimate of what tokenizer and chat template take in the header of its GGUF."""
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    """Memory of a card, as "16G" -> recipe for it."""
 
     def __post_init__(self) -> None:
         if self.bundled == bool(self.repo):
@@ -190,9 +209,28 @@ def _check_entries(own: _Source, user: _Source) -> dict[str, CatalogEntry]:
     try:
         # As JSON, because strict Python input would have to be dataclasses and tuples already.
         # TOML's dates become lists, which no key of ours takes.
-        return adapter.validate_json(json.dumps(merged, default=lambda date: [str(date)]))
+        entries = adapter.validate_json(json.dumps(merged, default=lambda date: [str(date)]))
     except ValidationError as error:
         raise _explain(error.errors(include_url=False)[0], own, user) from error
+    for name, entry in entries.items():
+        if entry.like and (entry.like not in entries or entries[entry.like].like):
+            file = user.path if name in user.tables else own.path
+            problem = f"{entry.like!r} is no entry with a shape of its own"
+            raise ConfigError(file, f"{name}.like", problem, "Name one that has [NAME.geometry].")
+    return {name: _take_shape(entry, entries) for name, entry in entries.items()}
+
+
+def _take_shape(entry: CatalogEntry, entries: Mapping[str, CatalogEntry]) -> CatalogEntry:
+    """Give an entry what it has in common with the one that it is like."""
+    if not entry.like:
+        return entry
+    other = entries[entry.like]
+    return replace(
+        entry,
+        geometry=entry.geometry or other.geometry,
+        tokenizer_bytes=entry.tokenizer_bytes or other.tokenizer_bytes,
+        presets=entry.presets or other.presets,
+    )
 
 
 def _explain(details: ErrorDetails, own: _Source, user: _Source) -> ConfigError:

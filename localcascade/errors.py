@@ -6,6 +6,9 @@ CascadeError
 ├── ModelFileError     a model file is damaged, or llama.cpp refuses it
 ├── UnsafeName         a name from outside that must not become a file or folder of ours
 ├── StoreError         the store cannot take, keep or let go of a model
+├── HistoryError       the file of sessions cannot be read or written
+│   ├── HistoryDamaged the file of sessions is damaged
+│   └── SessionNotFound no session, or several, go by that id
 ├── TemplateError      a chat template loops, calls, fails or is not Jinja
 ├── DownloadError      a transfer failed
 │   └── OfflineError   the network is needed but must not be used
@@ -19,6 +22,7 @@ CascadeError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -67,6 +71,22 @@ class StoreError(CascadeError):
     """The store cannot take, keep or let go of a model."""
 
 
+class HistoryError(CascadeError):
+    """The file of sessions cannot be read or written."""
+
+    def __init__(self, path: Path | str, problem: str, hint: str = "") -> None:
+        super().__init__(f"{path}: {problem}", hint)
+        self.path = path
+
+
+class HistoryDamaged(HistoryError):
+    """The file of sessions is damaged; what can still be read can be exported."""
+
+
+class SessionNotFound(HistoryError):
+    """No session, or more than one, goes by that id."""
+
+
 class TemplateError(CascadeError):
     """A chat template loops, calls what it must not, fails, or is not Jinja."""
 
@@ -93,15 +113,22 @@ class EvaluationError(CascadeError):
 
 
 class ContextFull(CascadeError):
-    """The conversation does not fit the context; both counts in tokens."""
+    """The conversation does not fit the context; all counts in tokens.
 
-    def __init__(self, need_tokens: int, have_tokens: int) -> None:
+    `message_tokens` says about how many each message takes, the oldest first: turns can be
+    dropped, except the system prompt.
+    """
+
+    def __init__(
+        self, need_tokens: int, have_tokens: int, message_tokens: Sequence[int] = ()
+    ) -> None:
         super().__init__(
             f"the prompt has {need_tokens} tokens, the context holds {have_tokens}",
             "Start with a larger --ctx, or shorten the conversation.",
         )
         self.need_tokens = need_tokens
         self.have_tokens = have_tokens
+        self.message_tokens = list(message_tokens)
 
 
 class NativeError(CascadeError):

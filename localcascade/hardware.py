@@ -5,6 +5,7 @@ The functions that read text are pure; those that fetch it never raise and never
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,27 @@ class Memory:
 
     total_bytes: int
     available_bytes: int
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Physical processor cores by kind."""
+
+    performance: int
+    """Fast ones; all of them where there is one kind."""
+    efficiency: int
+    """Slow ones, which keep the others waiting when they share a matrix."""
+
+
+@dataclass(frozen=True)
+class MemoryHolder:
+    """A process that holds much of a memory."""
+
+    pid: int
+    name: str
+    held_bytes: int
+    is_gpu: bool
+    """Of a GPU's memory; else of main memory."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,58 @@ def count_physical_cores() -> int:
     import psutil
 
     return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+def count_cores() -> Cores:
+    """Count physical cores by kind; all count as fast where the system does not tell."""
+    n_cores = count_physical_cores()
+    if sys.platform == "darwin":
+        slow = _run(["sysctl", "-n", "hw.perflevel1.physicalcpu"]).strip()
+        n_slow = int(slow) if slow.isdecimal() else 0
+    else:
+        # Intel's hybrid processors list the efficient ones here, which have one thread each.
+        n_slow = count_cpu_list(_read_text(Path("/sys/devices/cpu_atom/cpus")))
+    return Cores(max(n_cores - n_slow, 0), min(n_slow, n_cores))
+
+
+def count_cpu_list(text: str) -> int:
+    """Count the processors of a list as the kernel writes it: "0-3,8"."""
+    ranges = (part.partition("-") for part in text.strip().split(",") if part)
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+
+def find_memory_holders(limit: int = 3) -> tuple[MemoryHolder, ...]:
+    """Find who holds most of the memory, as far as this system tells us.
+
+    Args:
+        limit: Most processes of each kind of memory.
+    """
+    import psutil
+
+    held = [
+        MemoryHolder(
+            process.pid, process.info["name"] or "?", process.info["memory_info"].rss, False
+        )
+        for process in psutil.process_iter(["name", "memory_info"])
+        if process.info["memory_info"] and process.pid != os.getpid()
+    ]
+    path = shutil.which("nvidia-smi")
+    query = ["--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits"]
+    on_gpu = list(parse_compute_apps(_run([path, *query]))) if path else []
+    return tuple(
+        holder
+        for holders in (on_gpu, held)
+        for holder in sorted(holders, key=lambda holder: -holder.held_bytes)[:limit]
+    )
+
+
+def parse_compute_apps(text: str) -> tuple[MemoryHolder, ...]:
+    """Read `nvidia-smi --query-compute-apps=pid,process_name,used_memory`, in MiB, no units."""
+    found = re.findall(r"^(\d+), (.*), (\d+)$", text, re.MULTILINE)
+    return tuple(
+        MemoryHolder(int(pid), Path(name).name, int(used) << 20, is_gpu=True)
+        for pid, name, used in found
+    )
 
 
 def read_free_disk(folder: Path) -> int:

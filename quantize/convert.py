@@ -10,25 +10,38 @@ import hashlib
 import os
 import resource
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from quantize.errors import OutputError
+import numpy as np
+
+from quantize.choices import Choices
+from quantize.errors import OutputError, UnsupportedModel
 from quantize.families import describe_model
-from quantize.ggml import prepare_type, type_named
-from quantize.gguf import FilePlan, TensorSpec, open_gguf, plan_file
+from quantize.ggml import U8Array, prepare_type, type_named
+from quantize.gguf import BlockType, FilePlan, MetadataEntry, TensorSpec, open_gguf, plan_file
 from quantize.importance import read_importance
 from quantize.part import Part, open_part
-from quantize.recipe import Recipe, plan_recipe
-from quantize.safetensors import Checkpoint, Shards, open_checkpoint
+from quantize.recipe import Recipe, choose_types, plan_recipe, round_widths
+from quantize.safetensors import Checkpoint, Shards, Stretch, open_checkpoint
+from quantize.survey import choose_norm_factors
 from quantize.tokenizer import read_tokenizer
-from quantize.unit import Buffers, Unit, cut_units, locate_source, run_unit
+from quantize.transform import NONE, SecondMoments, Transforms
+from quantize.unit import (
+    Buffers,
+    Unit,
+    cut_units,
+    locate_sources,
+    read_piece,
+    run_unit,
+)
 
 OnProgress = Callable[[str, int, int], None]
 """(stage, bytes done, bytes in all); stages are "write" and "verify"."""
@@ -37,6 +50,8 @@ RECORD_BYTES = 1 << 20
 RECORD_SHARE = 1000
 """Pieces are flushed to the disk and recorded whenever so many bytes, or this share of the file if
 that is more, have been written: no more is done twice after a kill."""
+MAX_WAITING_BYTES = 2 << 30
+"""Of matrices that have been read and wait for the other one of their expert."""
 _VERIFIED = "verified "
 
 
@@ -60,11 +75,15 @@ class Result:
 def quantize_checkpoint(
     source: Path,
     output: Path,
-    type_name: str,
+    type_name: str | None = None,
     *,
+    choices: Choices | None = None,
     fallback: str | None = None,
     pad: bool = False,
     importance: Path | None = None,
+    moments: SecondMoments | None = None,
+    transforms: Transforms | None = None,
+    metadata: Sequence[MetadataEntry] = (),
     name: str | None = None,
     shards: Shards | None = None,
     n_threads: int | None = None,
@@ -75,11 +94,16 @@ def quantize_checkpoint(
     Args:
         source: Folder with config.json, tokenizer.json and, unless `shards` has them, safetensors.
         output: The file to make; replaced only by a complete, verified one.
-        type_name: ggml type of the large matrices, such as "q8_0".
+        type_name: ggml type of the large matrices, such as "q8_0"; or None, and `choices`.
+        choices: Width and type of everything.
         fallback: Type for matrices that `type_name` does not fit; None refuses them.
         pad: Widen what may be widened with zeros, exactly, so that `type_name` fits.
-        importance: Importance matrix of the unpadded model, ours or llama-imatrix's; None counts
-            every input the same.
+        importance: Importance matrix of the untransformed model, ours or llama-imatrix's; None
+            counts every input the same.
+        moments: Second moments of the untransformed model, for the refit after a trim.
+        transforms: What may be changed besides the widths. None takes all of them for `choices`,
+            and for `type_name` none, so that its bytes are those of llama.cpp's own quantizer.
+        metadata: What else the file is to say.
         name: The model's name in the file; None takes the folder's.
         shards: Where the weights come from, closed at the end; None reads files of the folder.
         n_threads: None takes one a core.
@@ -87,26 +111,50 @@ def quantize_checkpoint(
 
     Raises:
         QuantizeError: Any of its kinds; then `output` is as it was before.
-        ValueError: No such type.
+        ValueError: No such type, or not exactly one of `type_name` and `choices`.
     """
-    wanted = type_named(type_name)
+    if (type_name is None) == (choices is None):
+        raise ValueError("give either a type for all matrices, or choices")
+    wanted = type_named(type_name) if type_name else None
     spare = type_named(fallback) if fallback else None
     collected = read_importance(importance) if importance else None
     with open_checkpoint(source, shards) as checkpoint:
-        model = describe_model(checkpoint, wanted.block_weights if pad else 1)
-        vocabulary = read_tokenizer(source, model.n_embeddings, checkpoint.config)
+        notes: list[str] = []
+        if wanted:
+            choices, notes = choose_uniformly(checkpoint, wanted, fallback=spare, pad=pad)
+        assert choices
+        model = describe_model(checkpoint, choices)
         recipe = plan_recipe(
             checkpoint,
             model,
-            vocabulary,
-            wanted,
-            fallback=spare,
+            read_tokenizer(source, model.n_embeddings, checkpoint.config),
+            choices.types,
             importance=collected,
+            moments=moments,
+            transforms=transforms or (NONE if wanted else Transforms()),
+            notes=notes,
+            metadata=metadata,
             name=name or source.resolve().name,
         )
+        recipe = replace(recipe, norm_factors=choose_norm_factors(checkpoint, recipe))
         return execute_recipe(
             checkpoint, recipe, output, n_threads=n_threads, on_progress=on_progress
         )
+
+
+def choose_uniformly(
+    checkpoint: Checkpoint, wanted: BlockType, *, fallback: BlockType | None, pad: bool
+) -> tuple[Choices, list[str]]:
+    """Choose one type for all large matrices; arguments and errors as `quantize_checkpoint`.
+
+    Returns:
+        The choices, and notes on where the fallback was taken.
+    """
+    widths = describe_model(checkpoint).widths
+    if pad:
+        widths = round_widths(widths, wanted.block_weights)
+    types, notes = choose_types(describe_model(checkpoint, widths), wanted, fallback)
+    return replace(widths, types=types), notes
 
 
 def execute_recipe(
@@ -146,6 +194,10 @@ def _identify(checkpoint: Checkpoint, recipe: Recipe, plan: FilePlan) -> str:
     digest = hashlib.sha256(plan.header)
     for path in sorted({tensor.path for tensor in checkpoint.tensors.values()}):
         digest.update(f"{path.name} {checkpoint.shards.identify(path)}\n".encode())
+    digest.update(repr(recipe.transforms).encode())
+    if recipe.moments:
+        status = recipe.moments.path.stat()  # too large to be read for this
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     if recipe.importance:
         digest.update(recipe.importance.path.read_bytes())
     # Another version may encode otherwise or cut other units.
@@ -153,32 +205,55 @@ def _identify(checkpoint: Checkpoint, recipe: Recipe, plan: FilePlan) -> str:
     return f"{', '.join(made_by)}, {digest.hexdigest()}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One stretch of the source to be read, for one unit."""
+
+    source: Stretch
+    unit: int
+    piece: int
+
+
 class _Work:
-    """The units of one conversion, of which an earlier run may have finished some."""
+    """The units of one conversion, of which an earlier run may have finished some.
+
+    The source is read from front to back. An expert's two matrices need not lie side by side: what
+    is read first waits for the other, and whoever reads that does the work.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: Recipe, units: list[Unit], part: Part
     ) -> None:
-        self._importance = recipe.importance
-        self._checkpoint, self._units, self._part = checkpoint, units, part
-        self._sources = sources = [locate_source(checkpoint, unit) for unit in units]
-        order = sorted(range(len(units)), key=lambda i: (sources[i].path, sources[i].offset))
-        self._rest = [i for i in order if str(i) not in part.finished]
-        self._begun = {sources[i].path for i in order if str(i) in part.finished}
-        self._n_left = Counter(sources[i].path for i in self._rest)
+        self._checkpoint, self._recipe, self._units, self._part = checkpoint, recipe, units, part
+        jobs = [
+            _Job(source, i, k)
+            for i, unit in enumerate(units)
+            for k, source in enumerate(locate_sources(checkpoint, unit))
+        ]
+        jobs.sort(key=lambda job: (job.source.path, job.source.offset, job.unit, job.piece))
+        self._sources = {job.source.path for job in jobs if job.source.n_bytes}
+        self._rest = [job for job in jobs if str(job.unit) not in part.finished]
+        self._begun = {job.source.path for job in jobs if str(job.unit) in part.finished}
+        self._n_left = Counter(job.source.path for job in self._rest)
+        self._paths: dict[int, list[Path]] = {}
+        for job in self._rest:
+            self._paths.setdefault(job.unit, []).append(job.source.path)
         self._checksums = dict(part.finished)
         self._buffers = Buffers()
+        self._waiting: dict[int, dict[int, U8Array]] = {}
+        self._lock = threading.Lock()
+        _check_waiting(checkpoint, self._rest, units)
 
     def run(self, n_threads: int, on_progress: OnProgress) -> list[int]:
         """Encode and write what is not finished; the CRC-32 of every unit as it was meant."""
-        for block_type in {unit.tensor.type for unit in self._units}:
+        for block_type in {piece.tensor.type for unit in self._units for piece in unit.pieces}:
             prepare_type(block_type)
-        rest = [self._sources[i] for i in self._rest]
+        rest = [job.source for job in self._rest]
         pool = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
         try:
             # Inside, so that threads which wait for a stopped source do not hold up the pool.
             with self._checkpoint.shards.read_ahead(rest, self._begun):
-                self._collect(pool.map(self._run_unit, self._rest), on_progress)
+                self._collect(pool.map(self._run_job, self._rest), on_progress)
         finally:
             pool.shutdown(cancel_futures=True)
         self._record({})
@@ -186,7 +261,7 @@ class _Work:
 
     def list_shards(self) -> set[str]:
         """Names of the shards that the units are made of."""
-        return {source.path.name for source in self._sources if source.n_bytes}
+        return {path.name for path in self._sources}
 
     def list_verified(self) -> tuple[str, ...]:
         """Names of the shards that one run, this or an earlier one, has read whole and verified."""
@@ -194,24 +269,37 @@ class _Work:
         now = (path.name for path in self._checkpoint.shards.verified)
         return tuple(sorted({*(name.removeprefix(_VERIFIED) for name in earlier), *now}))
 
-    def _run_unit(self, i: int) -> int:
+    def _run_job(self, job: _Job) -> int | None:
+        """Read a stretch; if its unit is complete with it, the CRC-32 of what was written."""
+        unit = self._units[job.unit]
+        if len(unit.pieces) == 1:
+            room = self._buffers.take("raw", job.source.n_bytes)
+            raws = [read_piece(self._checkpoint, unit, 0, room)]
+        else:
+            room = np.empty(job.source.n_bytes, np.uint8)
+            read_piece(self._checkpoint, unit, job.piece, room)
+            with self._lock:
+                found = self._waiting.setdefault(job.unit, {})
+                found[job.piece] = room
+                if len(found) < len(unit.pieces):
+                    return None
+                del self._waiting[job.unit]
+            raws = [found[k] for k in range(len(unit.pieces))]
         return run_unit(
-            self._checkpoint,
-            self._units[i],
-            self._part.descriptor,
-            self._buffers,
-            self._importance,
+            self._checkpoint, unit, raws, self._recipe, self._part.descriptor, self._buffers
         )
 
-    def _collect(self, run: Iterator[int], on_progress: OnProgress) -> None:
+    def _collect(self, run: Iterator[int | None], on_progress: OnProgress) -> None:
         """Record the units as they come, flushed to the disk by the megabyte."""
         total = sum(unit.n_bytes for unit in self._units)
-        done = recorded = total - sum(self._units[i].n_bytes for i in self._rest)
+        done = recorded = total - sum(self._units[i].n_bytes for i in self._paths)
         fresh: dict[str, int] = {}
-        for i, checksum in zip(self._rest, run, strict=True):
-            fresh[str(i)] = checksum
-            self._n_left[self._sources[i].path] -= 1
-            done += self._units[i].n_bytes
+        for job, checksum in zip(self._rest, run, strict=True):
+            if checksum is None:
+                continue
+            fresh[str(job.unit)] = checksum
+            self._n_left.subtract(self._paths[job.unit])
+            done += self._units[job.unit].n_bytes
             if done - recorded >= max(RECORD_BYTES, total // RECORD_SHARE):
                 self._record(fresh)
                 fresh, recorded = {}, done
@@ -228,6 +316,24 @@ class _Work:
             self._checksums |= fresh
 
 
+def _check_waiting(checkpoint: Checkpoint, jobs: list[_Job], units: list[Unit]) -> None:
+    """Refuse a source whose order would fill the memory with matrices that wait for their other."""
+    waiting, most, held = 0, 0, dict[int, list[int]]()
+    for job in jobs:
+        found = held.setdefault(job.unit, [])
+        found.append(job.source.n_bytes)
+        waiting += job.source.n_bytes
+        most = max(most, waiting)
+        if len(found) == len(units[job.unit].pieces):
+            waiting -= sum(found)
+    if most > MAX_WAITING_BYTES:
+        raise UnsupportedModel(
+            f"{checkpoint.folder}: the two matrices of its experts lie so far apart that "
+            f"{most / 2**30:.1f} GiB would wait in memory",
+            "Choose a type and widths that need no change of neurons, such as --type.",
+        )
+
+
 def _verify(
     part: Path, plan: FilePlan, units: list[Unit], checksums: list[int], on_progress: OnProgress
 ) -> None:
@@ -242,9 +348,13 @@ def _verify(
         if tuple(written.tensors.values()) != plan.tensors:
             raise OutputError(f"{part}: the tensor table does not read back as written")
         for unit, checksum in zip(units, checksums, strict=True):
-            if zlib.crc32(os.pread(file.fileno(), unit.n_bytes, unit.offset)) != checksum:
+            found = 0
+            for output in unit.outputs:
+                found = zlib.crc32(os.pread(file.fileno(), output.n_bytes, output.offset), found)
+            if found != checksum:
+                first = unit.outputs[0]
                 raise OutputError(
-                    f"{part}: byte {unit.offset}: tensor {unit.tensor.spec.name} "
+                    f"{part}: byte {first.offset}: tensor {first.tensor.spec.name} "
                     "does not read back as written",
                     "The disk may be failing; try another one.",
                 )

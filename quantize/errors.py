@@ -4,8 +4,12 @@ QuantizeError
 ├── CheckpointError        the source files are missing, damaged or contradict each other
 │   └── NotFinite          a weight is NaN or infinite
 ├── UnsupportedModel       sound files of a model that llama.cpp cannot load
+├── ChoiceRefused          a recipe asks for what this model cannot become
 ├── TypeMismatch           the wanted type's block does not divide a tensor's width
+├── BudgetTooSmall         no choice of types and widths makes the file as small as asked for
+├── RecipeError            a recipe file is not one, or is another model's
 ├── GGUFError              a GGUF file is damaged, truncated or not one
+├── SensitivityError       a file of sensitivities is wrong; names the key
 ├── OutputError            the result could not be written or did not read back as written
 └── NativeError            libggml-base is missing, unloadable or lacks a symbol
 """
@@ -63,6 +67,10 @@ class UnsupportedModel(QuantizeError):
     """The files are sound, but no family of ours, or no llama.cpp, knows such a model."""
 
 
+class ChoiceRefused(QuantizeError):
+    """A width or a type that was chosen does not go with this model; the text names which."""
+
+
 class TypeMismatch(QuantizeError):
     """A type's block size does not divide the width of a tensor.
 
@@ -89,6 +97,27 @@ class TypeMismatch(QuantizeError):
         self.fitting = fitting
 
 
+class BudgetTooSmall(QuantizeError):
+    """No choice of types and widths makes the file as small as asked for; sizes in bytes."""
+
+    def __init__(self, need_bytes: int, have_bytes: int) -> None:
+        super().__init__(
+            f"the smallest file of this model has {need_bytes} bytes, not {have_bytes}",
+            "Allow more bytes.",
+        )
+        self.need_bytes = need_bytes
+        self.have_bytes = have_bytes
+
+
+class RecipeError(QuantizeError):
+    """A recipe file is not one, or is another model's; names the file and the key."""
+
+    def __init__(self, file: Path | str, key: str, problem: str, hint: str = "") -> None:
+        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}", hint)
+        self.file = file
+        self.key = key
+
+
 class GGUFError(QuantizeError):
     """A GGUF file is damaged, truncated or not one; `offset` is the byte at fault."""
 
@@ -99,6 +128,15 @@ class GGUFError(QuantizeError):
         super().__init__(f"{where}: {problem}", hint)
         self.path = path
         self.offset = offset
+
+
+class SensitivityError(QuantizeError):
+    """A file of sensitivities is wrong; names the file and the key."""
+
+    def __init__(self, path: Path, key: str, problem: str, hint: str = "") -> None:
+        super().__init__(f"{path}: {key}: {problem}" if key else f"{path}: {problem}", hint)
+        self.path = path
+        self.key = key
 
 
 class OutputError(QuantizeError):

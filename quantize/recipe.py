@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from quantize.errors import CheckpointError, TypeMismatch, UnsupportedModel
+from quantize.choices import Choices
+from quantize.errors import CheckpointError, ChoiceRefused, TypeMismatch, UnsupportedModel
 from quantize.families import ModelSpec, OutputTensor
 from quantize.ggml import ENCODABLE, requires_importance, type_named
 from quantize.gguf import BlockType, MetadataEntry
 from quantize.importance import Importance
+from quantize.pairs import PLAIN, Pair, PlannedTensor, find_pairs
 from quantize.safetensors import Checkpoint
 from quantize.tokenizer import Vocabulary
+from quantize.transform import NONE, F32Array, SecondMoments, Transforms
 
 FILE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
@@ -25,21 +29,6 @@ FILE_TYPES = {
     "tq1_0": 36, "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
 }  # fmt: skip
 """Type of most weights -> `general.file_type`. Source: enum llama_ftype in llama.h."""
-
-_PLAIN = ("f32", "f16", "bf16")
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """One tensor of the output with the type it is written in."""
-
-    spec: OutputTensor
-    type: BlockType
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of its data, alignment excluded."""
-        return math.prod(self.spec.shape[:-1]) * self.type.row_bytes(self.spec.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,67 +42,180 @@ class Recipe:
     """What the user should hear: tensors left out, a fallback taken."""
     importance: Importance | None = None
     """Weighs the errors of the columns, expert by expert."""
+    transforms: Transforms = NONE
+    pairs: tuple[Pair, ...] = ()
+    """Matrices that are changed together; their tensors are among `tensors`."""
+    norm_factors: Mapping[str, F32Array] = field(default_factory=dict)
+    """Name of a norm weight -> factors on it, [width], by which the columns of the matrices behind
+    it are divided."""
+    moments: SecondMoments | None = None
+    """What the neurons that stay are refitted on."""
 
 
 def plan_recipe(
     checkpoint: Checkpoint,
     model: ModelSpec,
     vocabulary: Vocabulary,
-    wanted: BlockType,
+    types: Mapping[str, str],
     *,
-    fallback: BlockType | None = None,
     importance: Importance | None = None,
+    transforms: Transforms = NONE,
+    moments: SecondMoments | None = None,
+    notes: Iterable[str] = (),
+    metadata: Iterable[MetadataEntry] = (),
     name: str,
 ) -> Recipe:
-    """Decide the type of every tensor and check that the checkpoint holds what the model needs.
+    """Settle the type of every tensor and check that the checkpoint holds what the model needs.
 
     Args:
         checkpoint: The source, open.
-        model: What its family makes of it.
+        model: What its family makes of it, at the widths that were chosen.
         vocabulary: Its tokenizer.
-        wanted: Type of the large matrices; everything else is f32.
-        fallback: Type for matrices whose width `wanted` does not divide; None refuses them.
-        importance: Collected on this model, unpadded; None counts every input the same.
+        types: Name of a matrix -> ggml type; everything else is f32.
+        importance: Collected on this model, untransformed; None counts every input the same.
+        transforms: What may be changed besides the widths.
+        moments: Second moments of this model, untransformed, for the refit after a trim.
+        notes: What the user should hear beside our own.
+        metadata: What else the file is to say.
         name: Written as `general.name`.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.
+        ChoiceRefused: A type is for no matrix of this model.
         UnsupportedModel: The checkpoint holds tensors that nobody would read.
-        TypeMismatch: Neither type fits a tensor.
-        GGUFError: The importance is another model's.
+        TypeMismatch: A type's block does not divide a matrix's width.
+        GGUFError: The importance, or the second moments, are another model's.
+        ValueError: No such type.
     """
     for spec in model.tensors:
         _check_sources(checkpoint, spec)
     left_out = _find_left_out(checkpoint, model)
-    if importance:
-        importance.check_shapes({t.name: _shape_unpadded(t) for t in model.tensors})
-    tensors = tuple(
-        PlannedTensor(
-            spec, _choose_type(spec, wanted, fallback) if spec.matrix else type_named("f32")
-        )
-        for spec in model.tensors
-    )
+    for collected in (importance, moments):
+        if collected:
+            collected.check_shapes({t.name: _shape_source(t) for t in model.tensors})
+    tensors, pairs = plan_tensors(model, types, transforms)
+    main = tensors[: len(model.tensors)]
     return Recipe(
         architecture=model.architecture,
-        metadata=(
-            ("general.architecture", model.architecture, "str"),
-            ("general.type", "model", "str"),
-            ("general.name", name, "str"),
-            ("general.file_type", FILE_TYPES[_find_main_type(tensors)], "u32"),
-            ("general.quantization_version", 2, "u32"),
-            *(_describe_importance(importance) if importance else ()),
-            *model.metadata,
-            *vocabulary.to_metadata(),
+        metadata=list_metadata(
+            model,
+            vocabulary.to_metadata(),
+            _find_main_type(main),
+            importance=importance,
+            transforms=transforms,
+            metadata=metadata,
+            name=name,
         ),
         tensors=tensors,
         notes=(
             *_note_left_out(left_out),
-            *_note_padding(model),
-            *_note_types(tensors, wanted),
-            *_note_importance(tensors, importance),
+            *_note_widths(model),
+            *notes,
+            *_note_importance(main, importance),
+            *_note_blind_trims(pairs, importance),
         ),
         importance=importance,
+        transforms=transforms,
+        pairs=pairs,
+        moments=moments if transforms.refit else None,
     )
+
+
+def list_metadata(
+    model: ModelSpec,
+    vocabulary: Iterable[MetadataEntry],
+    main_type: str,
+    *,
+    importance: Importance | None,
+    transforms: Transforms,
+    metadata: Iterable[MetadataEntry],
+    name: str,
+) -> tuple[MetadataEntry, ...]:
+    """List the metadata of a file, in its order; of `vocabulary` what its tokenizer says.
+
+    The rest as for `plan_recipe`; only the value of one key depends on the main type.
+    """
+    return (
+        ("general.architecture", model.architecture, "str"),
+        ("general.type", "model", "str"),
+        ("general.name", name, "str"),
+        ("general.file_type", FILE_TYPES[main_type], "u32"),
+        ("general.quantization_version", 2, "u32"),
+        *(_describe_importance(importance) if importance else ()),
+        *_describe_transforms(transforms),
+        *metadata,
+        *model.metadata,
+        *vocabulary,
+    )
+
+
+def plan_tensors(
+    model: ModelSpec, types: Mapping[str, str], transforms: Transforms
+) -> tuple[tuple[PlannedTensor, ...], tuple[Pair, ...]]:
+    """Settle what tensors a file holds; arguments and errors as `plan_recipe`.
+
+    Returns:
+        The model's tensors in their order, factors of experts behind them; and the pairs among
+        them that are changed together.
+    """
+    _check_names(model, types)
+    main = tuple(
+        PlannedTensor(spec, _choose_type(spec, type_named(types.get(spec.name, "f32")), None))
+        for spec in model.tensors
+    )
+    pairs = find_pairs(main, transforms)
+    return (*main, *(scale for pair in pairs for scale in pair.tensors[2:])), pairs
+
+
+def choose_types(
+    model: ModelSpec, wanted: BlockType, fallback: BlockType | None = None
+) -> tuple[dict[str, str], list[str]]:
+    """Give all large matrices one type.
+
+    Args:
+        model: The model, at its final widths.
+        wanted: The type.
+        fallback: For matrices whose width `wanted` does not divide; None refuses them.
+
+    Returns:
+        Name of a matrix -> type; and notes on the fallback.
+
+    Raises:
+        TypeMismatch: Neither type fits a matrix.
+    """
+    types = {t.name: _choose_type(t, wanted, fallback).name for t in model.tensors if t.matrix}
+    return types, _note_types(types, wanted)
+
+
+def round_widths(widths: Choices, block: int) -> Choices:
+    """Round every width up to whole blocks; zeros fill them, exactly."""
+
+    def up(width: int | None) -> int:
+        return -(-(width or 0) // block) * block
+
+    return Choices(
+        types=widths.types,
+        n_embd=up(widths.n_embd),
+        expert_widths={layer: up(width) for layer, width in widths.expert_widths.items()},
+        shared_width=up(widths.shared_width),
+        dense_width=up(widths.dense_width),
+        latent_width=up(widths.latent_width),
+    )
+
+
+def _check_names(model: ModelSpec, types: Mapping[str, str]) -> None:
+    specs = {spec.name: spec for spec in model.tensors}
+    for name, type_name in types.items():
+        if name not in specs:
+            raise ChoiceRefused(
+                f"{name}: a type {type_name} is chosen for it, but the model has no such tensor",
+                "Compare the recipe with what `--dry-run` shows for this model.",
+            )
+        if not specs[name].matrix and type_name != "f32":
+            raise ChoiceRefused(
+                f"{name}: cannot be {type_name}; llama.cpp wants this tensor in f32",
+                "Leave it out of the recipe.",
+            )
 
 
 def _check_sources(checkpoint: Checkpoint, spec: OutputTensor) -> None:
@@ -176,20 +278,48 @@ def _note_left_out(left_out: list[str]) -> list[str]:
     )
 
 
-def _note_padding(model: ModelSpec) -> list[str]:
+def _note_widths(model: ModelSpec) -> list[str]:
+    """Say what zeros add and what trimming takes away."""
+    notes = []
     n_weights = sum(math.prod(t.shape) for t in model.tensors)
     n_stored = sum(len(t.sources) * math.prod(t.source_shape) for t in model.tensors)
+    trimmed = [
+        (t.shape[-1], t.source_shape[-1])
+        for t in model.tensors
+        if t.name in {s.feeds for s in model.tensors} and t.shape[-1] < t.source_shape[-1]
+    ]
     added = n_weights / n_stored - 1
-    return [f"padding with zeros makes {added:.1%} more weights"] if added else []
+    if added > 0:
+        notes.append(f"padding with zeros makes {added:.1%} more weights")
+    if trimmed:
+        least, own = min(trimmed)
+        notes.append(
+            f"in {len(trimmed)} layers neurons are left out; of {own} at least {least} stay"
+        )
+    return notes
 
 
-def _note_types(tensors: tuple[PlannedTensor, ...], wanted: BlockType) -> list[str]:
-    used = Counter(tensor.type.name for tensor in tensors if tensor.spec.matrix)
+def _note_types(types: Mapping[str, str], wanted: BlockType) -> list[str]:
     return [
         f"{n} matrices are {name}, because a block of {wanted.name} does not divide their width"
-        for name, n in used.items()
+        for name, n in Counter(types.values()).items()
         if name != wanted.name
     ]
+
+
+def _note_blind_trims(pairs: tuple[Pair, ...], importance: Importance | None) -> list[str]:
+    known = importance.matrices if importance else {}
+    blind = [
+        pair.down.spec.name
+        for pair in pairs
+        if pair.n_neurons[1] < pair.n_neurons[0] and pair.down.spec.name not in known
+    ]
+    return (
+        [f"without an importance matrix the neurons of {blind[0]} are chosen by their weights alone"
+         + (f" (and of {len(blind) - 1} more)" if len(blind) > 1 else "")]
+        if blind
+        else []
+    )  # fmt: skip
 
 
 def _note_importance(
@@ -202,7 +332,7 @@ def _note_importance(
         for tensor in tensors
         if tensor.spec.matrix
         and tensor.spec.name not in known
-        and tensor.type.name not in _PLAIN
+        and tensor.type.name not in PLAIN
         and requires_importance(tensor.type)
     ]
     if len(blind) > 1:
@@ -226,6 +356,12 @@ def _describe_importance(importance: Importance) -> tuple[MetadataEntry, ...]:
     )
 
 
-def _shape_unpadded(tensor: OutputTensor) -> tuple[int, ...]:
+def _describe_transforms(transforms: Transforms) -> tuple[MetadataEntry, ...]:
+    """What is collected on such a file does not fit the checkpoint: neurons have other places."""
+    names = [name for name in Transforms.__dataclass_fields__ if getattr(transforms, name)]
+    return (("localcascade.transforms", ", ".join(names), "str"),) if names else ()
+
+
+def _shape_source(tensor: OutputTensor) -> tuple[int, ...]:
     stacked = len(tensor.sources) > 1
     return (len(tensor.sources), *tensor.source_shape) if stacked else tensor.source_shape

@@ -33,6 +33,8 @@ COMMANDS = (
     "inspect",
     "models",
     "ls",
+    "plan",
+    "ps",
     "show",
     "verify",
     "import",

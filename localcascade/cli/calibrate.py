@@ -1,10 +1,12 @@
-"""`localcascade calibrate`: an importance matrix for the quantizer, expert by expert."""
+"""`localcascade calibrate`: what the quantizer must know of a model, learnt from a text."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +14,22 @@ import typer
 
 from localcascade.cli import console
 from localcascade.cli.options import AsJson
-from localcascade.cli.progress import draw_counts
+from localcascade.cli.progress import OnProgress, draw_counts
 from localcascade.cli.units import format_bytes, format_duration
 from localcascade.store import complete_model_name, find_model
 
 if TYPE_CHECKING:
     from localcascade.engine.calibrate import Calibration
+    from localcascade.engine.client import Engine
     from quantize.importance import Coverage
+    from quantize.moments import Stack
 
-_STAGES = {"load": ("Loading", "%"), "calibrate": ("Calibrating", " tokens")}
+_STAGES = {
+    "load": ("Loading", "%"),
+    "calibrate": ("Calibrating", " tokens"),
+    "moments": ("Second moments", " tokens"),
+    "probe": ("Probing", " matrices"),
+}
 _MAX_NAMED = 8
 
 
@@ -34,8 +43,20 @@ def calibrate(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.imatrix.gguf", help="The file to make.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT.imatrix.gguf", help="Importance matrix."),
+    ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.moments.gguf", help="Second moments of the experts' inputs."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="N,N-N", help="Layers for --moments; all by default.")
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.sens.toml", help="What errors cost, matrix by matrix."),
+    ] = None,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -61,28 +82,156 @@ def calibrate(
     {"messages": [...], "tools": [...]}, written as the model's own template writes it, thinking
     included. Experts that saw no text, or little, are named.
 
+    --moments collects how the inputs of each expert vary together, which trimming experts makes
+    use of; of a large model that is gigabytes a layer. A killed run goes on where it was.
+    --probe disturbs one matrix after another and measures how far the predictions move.
+
     \b
     localcascade calibrate nc2-q8_0.gguf -o nc2.imatrix.gguf
-    localcascade calibrate tiny --text chats.jsonl -o tiny.imatrix.gguf
-    localcascade calibrate tiny -o tiny.imatrix.gguf --json | jq .experts_empty
+    localcascade calibrate nc2-q8_0.gguf --moments nc2.moments.gguf --layers 1-5
+    localcascade calibrate tiny -o tiny.imatrix.gguf --probe tiny.sens.toml
+    localcascade calibrate tiny --text chats.jsonl -o tiny.imatrix.gguf --json | jq .experts_empty
     """
-    from localcascade.engine import calibrate as calibration
     from localcascade.engine.client import Engine
-    from quantize.importance import write_importance
 
-    _check_place(output)
-    path = find_model(model)
+    job = _Job(find_model(model), tuple(text or ()), ctx)
+    wanted = [place for place in (output, moments, probe) if place]
+    if not wanted:
+        raise typer.BadParameter("name a file to make: --output, --moments or --probe")
+    for place in wanted:
+        _check_place(place)
+    passes = plan_moments(job.model, parse_layers(layers)) if moments else []
+    report: dict[str, Any] = {}
     with (
         draw_counts(_STAGES) as on_progress,
-        Engine(path, n_ctx=ctx, n_threads=threads, collects=True) as engine,
+        Engine(job.model, n_ctx=ctx, n_threads=threads, collects=True) as engine,
     ):
         engine.load(on_progress)
-        result = calibration.calibrate(engine, text or (), n_ctx=ctx, on_progress=on_progress)
-        write_importance(output, result.importance)
+        if output:
+            report |= _learn_importance(engine, job, output, on_progress, as_json)
+        if moments:
+            report |= _learn_moments(engine, job, moments, passes, on_progress, as_json)
+        if probe:
+            report |= _learn_sensitivity(engine, job, probe, on_progress, as_json)
+    if as_json:
+        console.print_json(report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is read, and how."""
+
+    model: Path
+    texts: tuple[Path, ...]
+    n_ctx: int
+
+
+def parse_layers(text: str | None) -> frozenset[int] | None:
+    """Read a list of layers, as "1,3-5"; None is all.
+
+    Args:
+        text: Numbers and ranges, separated by commas.
+
+    Raises:
+        typer.BadParameter: It is no such list.
+    """
+    if text is None:
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise typer.BadParameter(f"{part!r} is no layer or range of layers, as 3 or 1-5")
+        layers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(layers)
+
+
+def plan_moments(model: Path, layers: frozenset[int] | None) -> list[list[Stack]]:
+    """Plan the passes over the text that second moments take, and say what they will take.
+
+    Args:
+        model: A GGUF file.
+        layers: Of which layers; None is all.
+
+    Raises:
+        ConfigError: There are no experts there.
+        OutOfBudget: One matrix alone does not fit the memory.
+    """
+    import psutil
+
+    from localcascade.engine.calibrate import list_stacks, plan_passes
+
+    stacks = list_stacks(model, layers)
+    # The other half is for the model itself, and for the system to keep its pages.
+    passes = plan_passes(stacks, psutil.virtual_memory().available // 2)
+    size = format_bytes(sum(stack.n_bytes for stack in stacks))
+    print(
+        f"note: second moments of {len(stacks)} matrices will take {size} on the disk; "
+        f"passes over the text: {len(passes)}",
+        file=sys.stderr,
+    )
+    return passes
+
+
+def _learn_importance(
+    engine: Engine, job: _Job, output: Path, on_progress: OnProgress, as_json: bool
+) -> dict[str, Any]:
+    from localcascade.engine import calibrate as calibration
+    from quantize.importance import write_importance
+
+    result = calibration.calibrate(engine, job.texts, n_ctx=job.n_ctx, on_progress=on_progress)
+    write_importance(output, result.importance)
     coverage = result.importance.measure_coverage()
     for note in describe_coverage(coverage):
         print(f"note: {note}", file=sys.stderr)
-    _report(output, result, coverage, as_json)
+    if not as_json:
+        _print_importance(output, result, coverage)
+    return _describe(output, result, coverage)
+
+
+def _learn_moments(
+    engine: Engine,
+    job: _Job,
+    output: Path,
+    passes: list[list[Stack]],
+    on_progress: OnProgress,
+    as_json: bool,
+) -> dict[str, Any]:
+    from localcascade.engine.calibrate import collect_moments
+
+    n_tokens = collect_moments(
+        engine, output, passes, job.texts, n_ctx=job.n_ctx, on_progress=on_progress,
+        identity=_identify(job.model),
+    )  # fmt: skip
+    n_bytes, n_stacks = output.stat().st_size, sum(map(len, passes))
+    if not as_json:
+        print(f"{output}: {format_bytes(n_bytes)}, {n_stacks} matrices, {n_tokens:,} tokens")
+    return {"moments": str(output), "moments_bytes": n_bytes, "moments_matrices": n_stacks}
+
+
+def _learn_sensitivity(
+    engine: Engine, job: _Job, output: Path, on_progress: OnProgress, as_json: bool
+) -> dict[str, Any]:
+    from localcascade.evaluate.probes import probe_matrices
+    from quantize.sensitivity import write_sensitivity
+
+    sensitivity = probe_matrices(engine, job.model, job.texts, on_progress=on_progress)
+    write_sensitivity(output, sensitivity)
+    ranked = sorted(sensitivity.factors.items(), key=lambda pair: -pair[1])
+    if not as_json:
+        worst = ", ".join(f"{name} {factor:.3g}" for name, factor in ranked[:3])
+        print(f"{output}: {len(ranked)} matrices, {sensitivity.n_tokens:,} tokens; most: {worst}")
+    return {
+        "probe": str(output),
+        "probe_tokens": sensitivity.n_tokens,
+        "sensitivities": dict(ranked),
+    }
+
+
+def _identify(model: Path) -> str:
+    """Tell one version of a file from another without reading it whole."""
+    status = model.stat()
+    return f"{model.name} {status.st_size} {status.st_mtime_ns}"
 
 
 def describe_coverage(coverage: Coverage) -> list[str]:
@@ -126,14 +275,11 @@ def _check_place(output: Path) -> None:
         raise OutputError(f"{output}: cannot be created", "Choose a folder you can write to.")
 
 
-def _report(output: Path, result: Calibration, coverage: Coverage, as_json: bool) -> None:
-    importance = result.importance
-    if as_json:
-        console.print_json(_describe(output, result, coverage))
-        return
+def _print_importance(output: Path, result: Calibration, coverage: Coverage) -> None:
     n_enough = coverage.n_experts - coverage.n_empty - coverage.n_few
     print(
-        f"{output}: {format_bytes(output.stat().st_size)}, {len(importance.matrices)} matrices, "
+        f"{output}: {format_bytes(output.stat().st_size)}, "
+        f"{len(result.importance.matrices)} matrices, "
         f"{result.n_tokens:,} tokens, {format_duration(result.elapsed_s)}"
     )
     if coverage.n_experts:

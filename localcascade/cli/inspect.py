@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.expert_map import draw_experts, draw_experts_svg
 from localcascade.cli.options import AsJson
 from localcascade.cli.units import format_bytes, format_count
 from localcascade.store import complete_model_name, find_model
@@ -17,7 +20,9 @@ from localcascade.store import complete_model_name, find_model
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from quantize.expert_errors import ExpertError
     from quantize.gguf import GGUFArray, GGUFFile
+    from quantize.quality import Quality
     from quantize.report import Share, Summary
 
 _MAX_JSON_ELEMENTS = 1024
@@ -34,6 +39,13 @@ def inspect(
         ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor as well.")] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Show what encoding cost each expert of each layer.")
+    ] = False,
+    svg: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.svg", dir_okay=False, help="Draw the experts into this file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a GGUF file holds: sizes, types, metadata.
@@ -44,31 +56,51 @@ def inspect(
     localcascade inspect model.gguf
     localcascade inspect model.gguf --tensors | grep ffn_down
     localcascade inspect model.gguf --json | jq .roles.experts
+    localcascade inspect model.gguf --experts --svg experts.svg
     """
     from quantize.gguf import open_gguf
+    from quantize.quality import read_quality
     from quantize.report import summarize_gguf
 
     with open_gguf(find_model(model)) as file:
-        summary = summarize_gguf(file)
+        summary, quality = summarize_gguf(file), read_quality(file)
+        table = _read_experts(file) if experts or svg else ()
+        if svg:
+            draw_experts_svg(table, svg, summary.name or file.path.name)
         if as_json:
-            console.print_json(describe_file(file, summary, with_tensors=tensors))
+            described = describe_file(file, summary, quality, with_tensors=tensors)
+            console.print_json(described | ({"experts": list(map(asdict, table))} if table else {}))
+        elif table:
+            console.print_tables(_draw_heading(file, summary, quality), *draw_experts(table))
         else:
-            _draw_file(file, summary, with_tensors=tensors)
+            _draw_file(file, summary, quality, with_tensors=tensors)
 
 
-def describe_file(file: GGUFFile, summary: Summary, *, with_tensors: bool) -> dict[str, Any]:
+def _read_experts(file: GGUFFile) -> tuple[ExpertError, ...]:
+    # Imported here because measuring, which is in the same module, loads numpy and libggml.
+    from quantize.expert_errors import read_experts
+
+    return read_experts(file)
+
+
+def describe_file(
+    file: GGUFFile, summary: Summary, quality: Quality | None, *, with_tensors: bool
+) -> dict[str, Any]:
     """Build what `--json` prints.
 
     Args:
         file: Still open.
         summary: Of that file.
+        quality: Measured, and kept in it; None if it was not.
         with_tensors: Add every tensor, in the file's order.
 
     Returns:
-        The summary's keys, `metadata`, and `tensors` if wanted. A metadata array longer than
-        1024 is told by its element type and length only; a number JSON lacks by its name.
+        The summary's keys, `quality`, `metadata`, and `tensors` if wanted. A metadata array
+        longer than 1024 is told by its element type and length only; a number JSON lacks by its
+        name.
     """
     described = summary.to_json()
+    described["quality"] = asdict(quality) if quality else None
     described["metadata"] = {key: _describe_value(value) for key, value in file.metadata.items()}
     if with_tensors:
         described["tensors"] = [
@@ -94,9 +126,11 @@ def _describe_value(value: Any) -> Any:
     return [_describe_value(element) for element in value]
 
 
-def _draw_file(file: GGUFFile, summary: Summary, *, with_tensors: bool) -> None:
+def _draw_file(
+    file: GGUFFile, summary: Summary, quality: Quality | None, *, with_tensors: bool
+) -> None:
     console.print_tables(
-        _draw_heading(file, summary),
+        _draw_heading(file, summary, quality),
         _draw_roles(summary),
         _draw_types(summary),
         _draw_metadata(file.metadata),
@@ -104,7 +138,7 @@ def _draw_file(file: GGUFFile, summary: Summary, *, with_tensors: bool) -> None:
     )
 
 
-def _draw_heading(file: GGUFFile, summary: Summary) -> Table:
+def _draw_heading(file: GGUFFile, summary: Summary, quality: Quality | None) -> Table:
     table = console.make_table("", "")
     table.show_header = False
     architecture = summary.architecture or "not said"
@@ -117,7 +151,17 @@ def _draw_heading(file: GGUFFile, summary: Summary) -> Table:
     table.add_row("Bits per weight", f"{summary.total.bits_per_weight:.3f}")
     if summary.n_splits > 1:
         table.add_row("Part", f"one file of {summary.n_splits}; the figures are this file's only")
+    if quality:
+        table.add_row("Quality", console.make_text(_describe_quality(quality)))
     return table
+
+
+def _describe_quality(quality: Quality) -> str:
+    return (
+        f"KL divergence {quality.mean_kl:.4g} on average, {quality.p99_kl:.4g} at 99 %, same best "
+        f"token {quality.same_top1:.1%}; {quality.n_tokens:,} tokens of {quality.text} against "
+        f"{quality.reference}"
+    )
 
 
 def _draw_roles(summary: Summary) -> Table:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
-from localcascade.cli.progress import OnProgress, draw_progress
+from localcascade.cli.progress import OnProgress, draw_counts, draw_progress
+from localcascade.cli.recipes import TRIAL_STAGES, Proposal, Request, propose
 from localcascade.cli.units import format_bytes, format_duration
 from localcascade.store import complete_model_name, find_checkpoint, mark_used
 
 if TYPE_CHECKING:
     from localcascade.download.remote import Stream
     from quantize.convert import Result
+
+DEFAULT_TYPE = "q8_0"
 
 _STAGES = {"fetch": "Fetching", "write": "Encoding", "verify": "Reading back"}
 
@@ -32,13 +35,46 @@ def quantize(
             autocompletion=complete_model_name,
         ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to make.")],
+    output: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OUT.gguf]", help="The file to make; not with --dry-run."),
+    ] = None,
     type_name: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--type", "-t", metavar="TYPE", help="Type of the large matrices: q8_0, q4_0, bf16, …"
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="One type for all large matrices: q8_0 (the default), q4_0, bf16, …",
         ),
-    ] = "q8_0",
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Choose types for a card of this memory, as 16G."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Choose types for a file of this size.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Take types and widths from a recipe or a preset."),
+    ] = None,
+    ctx: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --fit: tokens of the context.")
+    ] = None,
+    kv: Annotated[
+        str, typer.Option(metavar="TYPE", help="With --fit: type of the KV cache.")
+    ] = "f16",
+    parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --fit: conversations at the same time.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be made, and make nothing.")
+    ] = False,
+    recipe_out: Annotated[
+        Path | None,
+        typer.Option("--recipe-out", "-o", metavar="FILE", help="Write the recipe as TOML."),
+    ] = None,
     fallback: Annotated[
         str | None,
         typer.Option(metavar="TYPE", help="Type for matrices whose width TYPE cannot divide."),
@@ -50,6 +86,10 @@ def quantize(
         Path | None,
         typer.Option(metavar="FILE", help="Importance matrix, from `localcascade calibrate`."),
     ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Sensitivities, from `calibrate --probe`."),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read the weights from the Hub, and keep none of them.")
     ] = False,
@@ -60,42 +100,136 @@ def quantize(
 ) -> None:
     """Convert and quantize a Hugging Face checkpoint to GGUF.
 
-    The large matrices become TYPE; norms, router, convolution and biases stay f32. A type that
-    does not fit a matrix is refused, never replaced silently. OUT.gguf appears when it is
-    complete and verified, and not before. A run that was killed goes on when given again.
+    With --fit, --size or --recipe every matrix gets its own type, and experts a width that makes
+    better types usable, so that the file costs as little quality as its bytes allow; --dry-run
+    shows the plan, also of a model that is not here. Otherwise the large matrices become TYPE,
+    and one that TYPE does not fit is refused, never replaced silently. Norms, router, convolution
+    and biases stay f32. OUT.gguf appears when it is complete and verified, and not before. A run
+    that was killed goes on when given again.
 
     With --stream the disk needs room for OUT.gguf only: each file of the repository is read once,
     in order, and must have the hash that the Hub announces.
 
     \b
     localcascade quantize tiny tiny.gguf --type q8_0
-    localcascade quantize ~/Nemotron-Cascade-2-30B-A3B nc2.gguf --type iq4_nl
-    localcascade quantize tiny small.gguf --type q6_k --fallback q8_0 --json
+    localcascade quantize nemotron-cascade-2 --fit 16G --ctx 32768 --dry-run
+    localcascade quantize nemotron-cascade-2 nc2.gguf --fit 16G --imatrix nc2.imatrix.gguf
+    localcascade quantize nemotron-cascade-2 --size 14G --dry-run -o nc2.toml
+    localcascade quantize nemotron-cascade-2 nc2.gguf --recipe nc2.toml
     localcascade quantize tiny t.gguf --type iq3_s --pad --imatrix t.imatrix
     localcascade quantize --stream nemotron-cascade-2 nc2.gguf --type iq4_nl
-    localcascade quantize --stream ORG/REPO@v1.0 out.gguf
     """
-    from quantize.convert import quantize_checkpoint
+    request = Request(fit, size, recipe, ctx, kv, parallel, imatrix, sensitivity)
+    _check_options(request, output, dry_run, type_name, fallback, pad)
+    if dry_run:
+        _show(_propose_local(source, request), recipe_out, as_json)
+        return
+    assert output
+    given = _Given(output, type_name, fallback, pad, imatrix, threads)
+    _convert(source, stream, request, given, recipe_out, as_json)
 
-    for given in filter(None, (type_name, fallback)):
-        _check_type(given)
+
+@dataclass(frozen=True)
+class _Given:
+    """What the conversion is told whatever the recipe."""
+
+    output: Path
+    type_name: str | None
+    fallback: str | None
+    pad: bool
+    imatrix: Path | None
+    n_threads: int | None
+
+
+def _convert(
+    source: str,
+    is_streamed: bool,
+    request: Request,
+    given: _Given,
+    recipe_out: Path | None,
+    as_json: bool,
+) -> None:
+    proposal = None
+    if request.is_any and not is_streamed:
+        find_checkpoint(source)  # weights are needed now, not only sizes
+        proposal = _propose_local(source, request)
     with (
         draw_progress(_STAGES) as on_progress,
-        _open_source(source, stream, on_progress) as opened,
+        _open_source(source, is_streamed, on_progress) as opened,
     ):
-        result = quantize_checkpoint(
-            opened.folder,
-            output,
-            type_name,
-            fallback=fallback,
-            pad=pad,
-            importance=imatrix,
-            name=opened.name,
-            shards=opened.stream.shards if opened.stream else None,
-            n_threads=threads,
-            on_progress=on_progress,
-        )
+        if request.is_any and is_streamed:
+            proposal = propose(source, opened.folder, opened.name, request, on_progress)
+        result = _run(opened, given, proposal, on_progress)
+    if proposal:
+        _tell(proposal, recipe_out)
     _report(result, opened.stream, as_json)
+
+
+def _run(
+    opened: _Source, given: _Given, proposal: Proposal | None, on_progress: OnProgress
+) -> Result:
+    from quantize.convert import quantize_checkpoint
+    from quantize.draft import list_recipe_metadata
+
+    type_name = None if proposal else given.type_name or DEFAULT_TYPE
+    return quantize_checkpoint(
+        opened.folder,
+        given.output,
+        type_name,
+        choices=proposal.choices if proposal else None,
+        metadata=list_recipe_metadata(proposal.choices) if proposal else (),
+        fallback=given.fallback,
+        pad=given.pad,
+        importance=given.imatrix,
+        name=opened.name,
+        shards=opened.stream.shards if opened.stream else None,
+        n_threads=given.n_threads,
+        on_progress=on_progress,
+    )
+
+
+def _propose_local(source: str, request: Request) -> Proposal:
+    with draw_counts(TRIAL_STAGES) as on_progress:
+        return propose(source, None, None, request, on_progress)
+
+
+def _show(proposal: Proposal, recipe_out: Path | None, as_json: bool) -> None:
+    from localcascade.cli.proposal_table import describe_proposal, print_proposal
+
+    if as_json:
+        console.print_json(describe_proposal(proposal))
+    else:
+        print_proposal(proposal)
+    _tell(proposal, recipe_out)
+
+
+def _tell(proposal: Proposal, recipe_out: Path | None) -> None:
+    for note in proposal.notes:
+        console.print_note(note)
+    if recipe_out:
+        recipe_out.write_text(proposal.format_recipe(), "utf-8")
+
+
+def _check_options(
+    request: Request,
+    output: Path | None,
+    dry_run: bool,
+    type_name: str | None,
+    fallback: str | None,
+    pad: bool,
+) -> None:
+    ways = {"--type": type_name, "--fit": request.fit, "--size": request.size}
+    given = [option for option, value in (ways | {"--recipe": request.recipe}).items() if value]
+    if len(given) > 1:
+        raise console.UsageError(f"{given[0]} and {given[1]}: give one of them")
+    if request.is_any and (fallback or pad):
+        raise console.UsageError(f"--fallback and --pad go with --type, not with {given[0]}")
+    if dry_run and not request.is_any:
+        raise console.UsageError("--dry-run needs --fit, --size or --recipe")
+    if output is None and not dry_run:
+        raise console.UsageError("OUT.gguf is missing: name the file to make")
+    for name in filter(None, (type_name, fallback)):
+        _check_type(name)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ def describe_outcome(model: str, outcome: Outcome) -> dict[str, Any]:
         "answer": outcome.answer,
         "thinking": outcome.thinking,
         "finish_reason": outcome.done.reason,
-        "tool_calls": [asdict(call) for call in outcome.tool_calls],
+        "tool_calls": [
+            {"id": call.id, "name": call.name, "arguments": call.arguments}
+            for call in outcome.tool_calls
+        ],
         "usage": asdict(outcome.done.usage),
         "timings": {key: round(value, 6) for key, value in asdict(outcome.done.timings).items()},
     }

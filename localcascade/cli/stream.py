@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -187,6 +187,6 @@ def _stopping(events: Iterator[Event], screen: Screen) -> Iterator[Iterator[Even
         screen.abandon()
         raise
     finally:
-        if isinstance(events, Generator):
-            events.close()
+        if close := getattr(events, "close", None):
+            close()
         screen.end()

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from localcascade.errors import EngineDied
+from localcascade.fit import Device, Machine
+from localcascade.hardware import Memory
 
 PINNED_VERSION = "0.3.36"
 """Of llama-cpp-python, as pyproject.toml pins it."""
@@ -36,6 +38,9 @@ class Backend:
     description: str
     kind: str
     """cpu, gpu, igpu, accelerator or meta."""
+    free_bytes: int = 0
+    total_bytes: int = 0
+    """0 where the device does not tell, as for free_bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,33 @@ class Backends:
     def gpus(self) -> tuple[Backend, ...]:
         """Those of the devices that are GPUs."""
         return tuple(device for device in self.devices if device.kind in ("gpu", "igpu"))
+
+
+def make_machine(backends: Backends, memory: Memory) -> Machine:
+    """Say what a memory plan may use of this machine; what tells no size is left out.
+
+    Args:
+        backends: What llama.cpp computes on.
+        memory: Main memory, as far as this process may use it.
+    """
+    gpus = (
+        Device(
+            name=gpu.name,
+            # Metal calls itself a GPU with memory of its own, which no Mac has any more.
+            kind="igpu" if gpu.kind == "igpu" or gpu.name.startswith("MTL") else "gpu",
+            total_bytes=gpu.total_bytes,
+            free_bytes=gpu.free_bytes,
+            description=gpu.description,
+        )
+        for gpu in backends.gpus
+        if gpu.total_bytes
+    )
+    return Machine(tuple(gpus), make_host(memory))
+
+
+def make_host(memory: Memory) -> Device:
+    """Say what a memory plan may use of main memory."""
+    return Device("RAM", "cpu", memory.total_bytes, memory.available_bytes)
 
 
 def describe_backends() -> Backends:
@@ -116,7 +148,9 @@ def _ask_llama() -> Backends:
         commit=VENDORED_COMMITS.get(binding_version, ""),
         features=llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
         devices=tuple(
-            Backend(device.name, device.description, device.kind)
+            Backend(
+                device.name, device.description, device.kind, device.free_bytes, device.total_bytes
+            )
             for device in _llama.list_devices()
         ),
     )

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from localcascade.engine.chat import AsyncChat, Chat, describe_slow_template
 from localcascade.engine.header import check_header
-from localcascade.engine.process import (
-    STAGE_LIMITS_S,
-    Answer,
-    Deliver,
-    WorkerProcess,
-    choose_limit,
-    cut_tail,
-    open_answer,
-)
-from localcascade.engine.sampling import check_sampling
+from localcascade.engine.process import WorkerProcess, cut_tail
+from localcascade.engine.sampling import check_request
 from localcascade.engine.wire import (
     Frame,
     LoadOptions,
     ModelInfo,
+    check_options,
     decode_arrays,
-    decode_event,
     encode_chat_request,
 )
-from localcascade.errors import CascadeError, EngineDied, TemplateError
-from localcascade.prompt.events import ChatRequest, Done, Event, Failed
+from localcascade.errors import EngineDied
+from localcascade.prompt.events import ChatRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +47,7 @@ class Engine:
         n_threads: CPU threads; None is the physical cores that this process may use.
         n_gpu_layers: Layers on the GPU, -1 for all; None is all if the build knows a GPU.
         collects: Make one that sums up the inputs of its matrices, see collect; it is slower.
+        **options: Any other field of LoadOptions.
 
     Raises:
         ValueError: A count makes no sense.
@@ -70,14 +61,11 @@ class Engine:
         n_threads: int | None = None,
         n_gpu_layers: int | None = None,
         collects: bool = False,
+        **options: Any,
     ) -> None:
-        for name, value, least in (
-            ("n_ctx", n_ctx, 1), ("n_threads", n_threads, 1), ("n_gpu_layers", n_gpu_layers, -1)
-        ):  # fmt: skip
-            if value is not None and not least <= value < 2**31:
-                raise ValueError(f"{name} is {value}, but must be at least {least}")
         self._path = Path(path).absolute()
-        self._options = LoadOptions(n_ctx, n_threads, n_gpu_layers, collects=collects)
+        self._options = LoadOptions(n_ctx, n_threads, n_gpu_layers, collects=collects, **options)
+        check_options(self._options)
         self._lock = threading.Lock()
         self._deaths: deque[tuple[float, EngineDied]] = deque(maxlen=MAX_DEATHS)
         self._worker: WorkerProcess | None = None
@@ -99,64 +87,37 @@ class Engine:
         """
         return self._start(on_progress)[1]
 
-    def chat(self, request: ChatRequest) -> Iterator[Event]:
+    def chat(self, request: ChatRequest) -> Chat:
         """Generate one turn.
 
         Args:
             request: Messages, tools, sampling.
 
-        Yields:
-            PromptProgress, Delta and ToolCall as they come, at last Done or Failed. Closing
-            the iterator stops the generation within a token, or a micro-batch of the prompt.
+        Returns:
+            An iterator of PromptProgress, Delta and the other events as they come, at last as
+            many Done as answers were asked for, or one Failed. Closing it stops the generation
+            within a micro-batch; it can be told to answer now.
 
         Raises:
-            ValueError: The request's sampling makes no sense; every other error is a Failed.
+            ValueError: The request's numbers make no sense; every other error is a Failed.
         """
-        check_sampling(request.sampling)
-        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        try:
-            turn = _Turn(self._start()[0], self._path, request, answers.put)
-        except CascadeError as exc:
-            yield Failed(exc)
-            return
-        try:
-            while not turn.is_over:
-                yield from turn.take(_wait(answers, turn.limit_s))
-        finally:
-            turn.end()
+        check_request(request)
+        return Chat(lambda: self._start()[0], self._path, request)
 
-    async def achat(self, request: ChatRequest) -> AsyncIterator[Event]:
+    def achat(self, request: ChatRequest) -> AsyncChat:
         """Generate one turn; the asynchronous twin of chat.
 
         Args:
             request: Messages, tools, sampling.
 
-        Yields:
+        Returns:
             As chat does. Close it with contextlib.aclosing if it may be left early.
 
         Raises:
             ValueError: As chat does.
         """
-        check_sampling(request.sampling)
-        loop = asyncio.get_running_loop()
-        answers: asyncio.Queue[Answer] = asyncio.Queue()
-        try:
-            worker, _ = await asyncio.to_thread(self._start)
-        except CascadeError as exc:
-            yield Failed(exc)
-            return
-
-        def deliver(answer: Answer) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(answers.put_nowait, answer)
-
-        turn = _Turn(worker, self._path, request, deliver)
-        try:
-            while not turn.is_over:
-                for event in turn.take(await _wait_async(answers, turn.limit_s)):
-                    yield event
-        finally:
-            turn.end()
+        check_request(request)
+        return AsyncChat(lambda: self._start()[0], self._path, request)
 
     def render(self, request: ChatRequest, *, is_complete: bool = False) -> list[int]:
         """Render and tokenize the prompt that chat would read.
@@ -178,7 +139,7 @@ class Engine:
                 "render", request=encode_chat_request(request), is_complete=is_complete
             )
         except TimeoutError as exc:
-            raise _describe_slow_template(self._path) from exc
+            raise describe_slow_template(self._path) from exc
         return list(frame["tokens"])
 
     def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
@@ -252,6 +213,54 @@ class Engine:
         """
         return decode_arrays(*self._start()[0].ask("read_inputs"))
 
+    def watch(self, matrices: Sequence[str]) -> None:
+        """Let collect sum up outer products of the inputs of some matrices, and nothing else.
+
+        Args:
+            matrices: Names of matrices or stacks of experts; none goes back to sums of squares.
+                What an earlier watch had summed up is forgotten.
+
+        Raises:
+            ValueError: The engine was not made to collect.
+            CascadeError: As load does; a worker that is started anew watches nothing.
+        """
+        self._start()[0].ask("watch", matrices=list(matrices))
+
+    def read_outer(self, matrix: str, index: int = 0) -> tuple[npt.NDArray[np.float32], int]:
+        """Read a sum of x xT over the inputs x of a matrix that is watched.
+
+        Args:
+            matrix: Its name.
+            index: The expert; 0 for a plain matrix, and where all experts read the same.
+
+        Returns:
+            float32 [width * (width + 1) / 2], the lower triangle row after row, and the number
+            of inputs.
+
+        Raises:
+            ValueError: Nothing was collected for it, or the engine was not made to collect.
+            CascadeError: As load does.
+        """
+        import numpy as np
+
+        frame, payload = self._start()[0].ask("read_outer", matrix=matrix, index=index)
+        return np.frombuffer(payload, "<f4"), frame["count"]
+
+    def disturb(self, matrix: str, variances: Sequence[float], seed: int = 0) -> None:
+        """Compute from now on as if the weights of a matrix had random errors; collect nothing.
+
+        Args:
+            matrix: Its name. To end it, call watch.
+            variances: Of the independent errors of its weights, one an expert, or one.
+            seed: The same one, and the same tokens, give the same errors.
+
+        Raises:
+            ValueError: The engine was not made to collect.
+            CascadeError: As load does; a worker that is started anew disturbs nothing.
+        """
+        worker = self._start()[0]
+        worker.ask("disturb", matrix=matrix, variances=list(variances), seed=seed)
+
     def close(self) -> None:
         """End the worker. What it was working on fails; a later request starts another."""
         with self._lock:
@@ -303,53 +312,6 @@ class Engine:
             )
 
 
-class _Turn:
-    """A chat request in flight: answers in, events out.
-
-    Args:
-        worker: The worker, with the model loaded.
-        path: The model file, for messages.
-        request: What to generate.
-        deliver: Takes the answers.
-    """
-
-    def __init__(
-        self, worker: WorkerProcess, path: Path, request: ChatRequest, deliver: Deliver
-    ) -> None:
-        self._worker, self._path = worker, path
-        self.is_over = False
-        self.limit_s: float | None = None
-        """How long to wait for the next answer."""
-        self._number = worker.request(deliver, "chat", request=encode_chat_request(request))
-
-    def take(self, answer: Answer | None) -> tuple[Event, ...]:
-        """Turn an answer, or None for none within the limit, into the events it holds."""
-        if answer is None:
-            self._worker.kill()
-            return self._fail(_describe_slow_template(self._path))
-        try:
-            frame, _ = open_answer(answer)
-        except (CascadeError, ValueError) as exc:
-            return self._fail(exc)
-        self.limit_s = choose_limit(frame, self.limit_s)
-        if frame["kind"] != "event":
-            return ()
-        event = decode_event(frame)
-        self.is_over = isinstance(event, Done)
-        return (event,)
-
-    def end(self) -> None:
-        """Stop what may still run."""
-        if self.is_over:
-            self._worker.forget(self._number)
-        else:
-            self._worker.cancel(self._number)
-
-    def _fail(self, error: Exception) -> tuple[Event, ...]:
-        self.is_over = True
-        return (Failed(error),)
-
-
 def _load(
     worker: WorkerProcess,
     path: Path,
@@ -369,24 +331,3 @@ def _load(
             hint="The disk may be asleep or gone; try again.",
         ) from exc
     return ModelInfo(**{**frame["info"], "devices": tuple(frame["info"]["devices"])})
-
-
-def _wait(answers: queue.SimpleQueue[Answer], limit_s: float | None) -> Answer | None:
-    try:
-        return answers.get(timeout=limit_s)
-    except queue.Empty:
-        return None
-
-
-async def _wait_async(answers: asyncio.Queue[Answer], limit_s: float | None) -> Answer | None:
-    try:
-        return await asyncio.wait_for(answers.get(), limit_s)
-    except TimeoutError:
-        return None
-
-
-def _describe_slow_template(path: Path) -> TemplateError:
-    return TemplateError(
-        f"{path}: tokenizer.chat_template did not finish within {STAGE_LIMITS_S['template']:.0f} s",
-        "The template loops or is made to do harm: get the file from another source.",
-    )

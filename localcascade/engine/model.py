@@ -19,6 +19,8 @@ from localcascade.errors import ModelFileError, NativeError
 DEFAULT_N_CTX = 8192
 N_BATCH = 512
 """Tokens of a micro-batch: progress is told, and cancelling heard, between two of them."""
+DEFAULT_N_PARALLEL = 4
+"""Sequences. One more costs its recurrent state, 48 MiB for the 30 B model; attention is shared."""
 
 FATAL_BUFFERS = {"AMX"}
 """Layouts whose code may crash: GCC up to 12 drops most of the AMX tile configuration, since its
@@ -65,13 +67,12 @@ class Model:
         self._model = _load(path, options, devices, log, on_progress)
         n_ctx_train = _llama.get_n_ctx_train(self._model)
         self.collector = Collector(path) if options.collects else None
-        self.context = _llama.create_context(
-            self._model,
-            n_ctx=options.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
-            n_batch=N_BATCH,
-            n_threads=options.n_threads or count_threads(),
-            tap=self.collector.tap if self.collector else None,
+        self.has_recurrent_state = _llama.has_recurrent_state(self._model)
+        chosen = choose_context(options, n_ctx_train)
+        self.context = _create_context(
+            self._model, chosen, self.collector.tap if self.collector else None, log
         )
+        self.n_batch, self.batch = chosen.n_batch, _llama.Batch(chosen.n_batch)
         self.metadata = _llama.read_metadata(self._model)
         self.vocabulary = Vocabulary(
             _llama.get_vocab(self._model),
@@ -85,7 +86,29 @@ class Model:
             load_s=time.perf_counter() - started_s,
             devices=tuple(f"{device.name} ({device.description})" for device in devices),
             bos=self.vocabulary.bos,
+            n_parallel=chosen.n_sequences,
         )
+
+
+def choose_context(options: LoadOptions, n_ctx_train: int) -> _llama.ContextOptions:
+    """Choose what the options leave open about the context.
+
+    Args:
+        options: The options. What collects has one sequence: it reads nothing but whole texts.
+        n_ctx_train: Context length that the model was trained for, in tokens.
+
+    Returns:
+        All of it.
+    """
+    n_parallel = 1 if options.collects else options.n_parallel or DEFAULT_N_PARALLEL
+    return _llama.ContextOptions(
+        n_ctx=options.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
+        n_batch=max(options.n_batch or N_BATCH, n_parallel),
+        n_threads=options.n_threads or count_threads(),
+        n_sequences=n_parallel,
+        cache_type=options.cache_type,
+        flash_attention=options.flash_attention,
+    )
 
 
 def count_threads() -> int:
@@ -107,6 +130,21 @@ def choose_gpu_layers(wanted: int | None, devices: tuple[_llama.Device, ...]) ->
     return -1 if any(device.kind in ("gpu", "igpu") for device in devices) else 0
 
 
+def _create_context(
+    model: _llama.ModelHandle,
+    options: _llama.ContextOptions,
+    tap: _llama.Tap | None,
+    log: Log,
+) -> _llama.ContextHandle:
+    log.errors.clear()
+    try:
+        return _llama.create_context(model, options, tap)
+    except NativeError as exc:
+        reasons = "; ".join(log.errors)
+        hint = f"llama.cpp says: {reasons}" if reasons else exc.hint
+        raise NativeError(exc.call, exc.code, hint) from exc
+
+
 def _load(
     path: Path,
     options: LoadOptions,
@@ -124,6 +162,7 @@ def _load(
             path,
             n_gpu_layers=choose_gpu_layers(options.n_gpu_layers, devices),
             use_mmap=options.use_mmap,
+            use_mlock=options.use_mlock,
             # What is collected is then the same on every CPU.
             use_extra_buffers=not (
                 options.collects or FATAL_BUFFERS & set(_llama.list_extra_buffers())

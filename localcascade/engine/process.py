@@ -113,8 +113,12 @@ class WorkerProcess:
     def cancel(self, number: int) -> None:
         """Stop a request that may still run, and take no more answers to it."""
         self.forget(number)
-        with contextlib.suppress(OSError):
-            self._channel.send({"id": number, "op": "cancel"})
+        self.tell(number, "cancel")
+
+    def tell(self, number: int, op: str) -> None:
+        """Say something more about a request that may still run."""
+        with contextlib.suppress(OSError):  # it is dying: the listener will tell
+            self._channel.send({"id": number, "op": op})
 
     def ask(
         self, op: str, *, on_frame: Callable[[Frame], None] | None = None, **fields: Any
@@ -197,11 +201,18 @@ class WorkerProcess:
         with contextlib.suppress(EOFError):
             while True:
                 frame, payload = self._channel.receive()
-                with self._lock:
-                    deliver = self._deliveries.get(frame["id"])
-                if deliver is not None:
-                    deliver((frame, payload))
+                if frame["kind"] == "events":
+                    for number, event in frame["events"]:
+                        self._deliver(number, {"kind": "event", "event": event}, payload)
+                else:
+                    self._deliver(frame["id"], frame, payload)
         self._bury()
+
+    def _deliver(self, number: int, frame: Frame, payload: bytearray) -> None:
+        with self._lock:
+            deliver = self._deliveries.get(number)
+        if deliver is not None:
+            deliver((frame, payload))
 
     def _bury(self) -> None:
         """Wait for the end of the process and tell everyone who still waits for answers."""

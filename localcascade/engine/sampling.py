@@ -6,16 +6,20 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from localcascade.prompt.events import Sampling
+from localcascade.prompt.budget import check_budget
+from localcascade.prompt.events import ChatRequest, Sampling
 
-Step = tuple[str, tuple[float, ...]]
+Step = tuple[str, tuple[Any, ...]]
 """A sampler of `_llama.create_sampler` and its arguments."""
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_P = 0.95
 N_SEEDS = 2**32 - 1
 """llama.cpp reads the largest 32-bit seed as "draw one", so it is left out."""
+ALL_TOKENS = 2**16
+"""Penalties that look at all of an answer look at no more than so many of its last tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,33 @@ class Resolved:
     min_p: float
     """0 is off."""
     seed: int
+    repeat_penalty: float = 1.0
+    """1 is off."""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_tokens: int = ALL_TOKENS
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+MAX_ANSWERS = 64
+MAX_LOGPROBS = 20
+
+
+def check_request(request: ChatRequest) -> None:
+    """Refuse a request whose numbers mean nothing; its messages are the template's to judge.
+
+    Raises:
+        ValueError: Names the value and what it may be.
+    """
+    check_sampling(request.sampling)
+    if request.thinking_budget is not None:
+        check_budget(request.thinking_budget)
+    if not 1 <= request.n <= MAX_ANSWERS:
+        raise ValueError(f"n is {request.n}, but must be between 1 and {MAX_ANSWERS}")
+    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:
+        raise ValueError(
+            f"logprobs is {request.logprobs}, but must be between 0 and {MAX_LOGPROBS}"
+        )
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -45,19 +76,41 @@ def check_sampling(sampling: Sampling) -> None:
         ("top_k", sampling.top_k, 0, 2**31 - 1),
         ("min_p", sampling.min_p, 0, 1),
         ("max_tokens", sampling.max_tokens, 1, math.inf),
+        ("repeat_penalty", sampling.repeat_penalty, 1e-3, math.inf),
+        ("frequency_penalty", sampling.frequency_penalty, -math.inf, math.inf),
+        ("presence_penalty", sampling.presence_penalty, -math.inf, math.inf),
+        ("penalty_tokens", sampling.penalty_tokens, 0, 2**31 - 1),
+        *(("logit_bias", bias, -math.inf, math.inf) for bias in sampling.logit_bias.values()),
     )
     for name, value, least, most in limits:
         if value is not None and not (least <= value <= most and math.isfinite(value)):
             span = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            span = "a number" if least == -math.inf else span
             raise ValueError(f"{name} is {value}, but must be {span}")
+    if sampling.grammar is not None and sampling.json_schema is not None:
+        raise ValueError("an answer cannot follow a grammar and a JSON schema at once")
+    if not all(sampling.stop):
+        raise ValueError("stop: an empty text would end every answer at once")
 
 
-def resolve_sampling(sampling: Sampling, metadata: Mapping[str, str]) -> Resolved:
+def check_tokens(sampling: Sampling, n_vocab: int) -> None:
+    """Refuse a bias for a token that does not exist.
+
+    Raises:
+        ValueError: Names the token.
+    """
+    for token in sampling.logit_bias:
+        if not 0 <= token < n_vocab:
+            raise ValueError(f"logit_bias: token {token} is not among {n_vocab}")
+
+
+def resolve_sampling(sampling: Sampling, metadata: Mapping[str, str], index: int = 0) -> Resolved:
     """Fill what a request leaves open: from the model file, else from our defaults.
 
     Args:
         sampling: The request's.
         metadata: The model file's, of which `general.sampling.*` count if they make sense.
+        index: Which of the request's answers it is for; each has a seed of its own.
 
     Returns:
         A complete set; the seed is drawn if the request names none.
@@ -69,24 +122,44 @@ def resolve_sampling(sampling: Sampling, metadata: Mapping[str, str]) -> Resolve
         top_p=_first(wanted.top_p, file.top_p, DEFAULT_TOP_P),
         top_k=int(_first(wanted.top_k, file.top_k, 0)),
         min_p=_first(wanted.min_p, file.min_p, 0.0),
-        seed=seed % N_SEEDS,
+        seed=(seed + index) % N_SEEDS,
+        repeat_penalty=_first(wanted.repeat_penalty, 1.0),
+        frequency_penalty=wanted.frequency_penalty,
+        presence_penalty=wanted.presence_penalty,
+        penalty_tokens=int(_first(wanted.penalty_tokens, ALL_TOKENS)),
+        logit_bias=tuple(wanted.logit_bias.items()),
     )
 
 
-def plan_chain(resolved: Resolved) -> tuple[Step, ...]:
-    """Order the samplers as llama.cpp's own tools do: filters, temperature, the draw.
+def plan_chain(resolved: Resolved, n_vocab: int) -> tuple[Step, ...]:
+    """Order the samplers as llama.cpp's own tools do: biases, filters, temperature, the draw.
 
-    Source: common_params_sampling in llama.cpp's common/common.h.
+    Args:
+        resolved: What was asked for.
+        n_vocab: Size of the vocabulary.
+
+    Returns:
+        The chain.
+
+    Source: common_sampler_init in llama.cpp's common/sampling.cpp.
     """
+    penalties = (
+        resolved.repeat_penalty, resolved.frequency_penalty, resolved.presence_penalty
+    )  # fmt: skip
     if resolved.temperature == 0:
-        return (("greedy", ()),)
-    filters = (
-        ("top_k", resolved.top_k, resolved.top_k > 0),
-        ("top_p", resolved.top_p, resolved.top_p < 1),
-        ("min_p", resolved.min_p, resolved.min_p > 0),
+        ending: tuple[Step, ...] = (("greedy", ()),)
+    else:
+        ending = (("temperature", (resolved.temperature,)), ("draw", (resolved.seed,)))
+    filters: tuple[tuple[bool, Step], ...] = (
+        (bool(resolved.logit_bias), ("logit_bias", (n_vocab, dict(resolved.logit_bias)))),
+        (penalties != (1, 0, 0), ("penalties", (n_vocab, resolved.penalty_tokens, *penalties))),
+        (resolved.top_k > 0, ("top_k", (resolved.top_k,))),
+        (resolved.top_p < 1, ("top_p", (resolved.top_p,))),
+        (resolved.min_p > 0, ("min_p", (resolved.min_p,))),
     )
-    used: tuple[Step, ...] = tuple((name, (value,)) for name, value, on in filters if on)
-    return (*used, ("temperature", (resolved.temperature,)), ("draw", (resolved.seed,)))
+    # What only takes away the unlikely means nothing where the likeliest is taken anyway.
+    kept = filters if resolved.temperature else filters[:2]
+    return (*(step for is_on, step in kept if is_on), *ending)
 
 
 def _read_defaults(metadata: Mapping[str, str]) -> Sampling:

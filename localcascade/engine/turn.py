@@ -1,113 +1,74 @@
-"""One turn: a prompt's tokens in, channelled events out."""
+"""One answer as text: tokens in, channelled events out."""
 
 from __future__ import annotations
 
 import codecs
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from localcascade.engine.model import Model
-from localcascade.engine.sampling import plan_chain, resolve_sampling
-from localcascade.engine.session import Session
-from localcascade.prompt.events import (
-    Channel,
-    Delta,
-    Done,
-    Event,
-    FinishReason,
-    Sampling,
-    Timings,
-    ToolCall,
-    Usage,
-)
+from localcascade.engine.vocabulary import Vocabulary
+from localcascade.prompt.events import Channel, ChatRequest, Delta, Event, ToolCall
 from localcascade.prompt.parser import OutputParser
+from localcascade.prompt.stops import StopFinder
 
 
 class Turn:
-    """Reads a prompt, generates, and sorts what comes into channels.
+    """Sorts what is generated into channels, counts it, and finds its end.
 
     Args:
-        model: The model.
-        session: Its sequence.
-        parser: Sorts the text; knows whether thinking is open at the prompt's end.
-        first_channel: Where the first token belongs.
-        is_cancelled: Asked before every micro-batch and every token.
+        vocabulary: Of the tokens.
+        request: The request.
+        thinking: Whether the prompt ends in an open <think>.
+        index: Which of the request's answers it is.
     """
 
     def __init__(
-        self,
-        model: Model,
-        session: Session,
-        parser: OutputParser,
-        first_channel: Channel,
-        is_cancelled: Callable[[], bool],
+        self, vocabulary: Vocabulary, request: ChatRequest, thinking: bool, index: int = 0
     ) -> None:
-        self._model, self._session = model, session
-        self._parser, self._is_cancelled = parser, is_cancelled
+        self._vocabulary, self._index = vocabulary, index
+        self._parser = OutputParser(thinking, bool(request.tools), read_schemas(request.tools))
+        self._stops = StopFinder(request.sampling.stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._channel: Channel = first_channel
-        self._n_thinking = self._n_completion = self._n_calls = 0
+        self._channel: Channel = "thinking" if thinking else "answer"
+        self.n_thinking = self.n_completion = self.n_calls = 0
 
-    def run(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[Event]:
-        """Run the turn.
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the next token belongs to the thinking."""
+        return self._parser.channel == "thinking"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text came."""
+        return self._stops.is_met
+
+    def take(self, token: int) -> list[Event]:
+        """Take the next token, which is not one that ends a generation.
+
+        Returns:
+            What became certain with it.
+        """
+        text = self._decoder.decode(self._vocabulary.piece(token))
+        events = list(self._tell(self._parser.feed(text))) if text else []
+        self.n_completion += 1
+        self.n_thinking += self._channel == "thinking"
+        return events
+
+    def finish(self, *, is_truncated: bool) -> list[Event]:
+        """Say that no more tokens come.
 
         Args:
-            prompt: Token ids.
-            sampling: The request's; its gaps are filled from the model file.
+            is_truncated: Whether something else than the model ended it.
 
-        Yields:
-            PromptProgress, then Delta and ToolCall as they come, at last one Done.
-
-        Raises:
-            ContextFull: The prompt is longer than the context.
-            NativeError: Decoding failed.
+        Returns:
+            What was held back.
         """
-        started_s = time.perf_counter()
-        reused = yield from self._read(prompt)
-        read_s = time.perf_counter()
-        reason = yield from self._generate(sampling)
-        yield from self._sort(self._decoder.decode(b"", final=True))
-        yield from self._tell(self._parser.finish(truncated=reason != "stop"))
-        generation_s = time.perf_counter() - read_s
-        yield Done(
-            reason="tool_calls" if reason == "stop" and self._n_calls else reason,
-            usage=Usage(len(prompt), reused, self._n_thinking, self._n_completion),
-            timings=Timings(
-                load_s=self._model.info.load_s,
-                prompt_s=read_s - started_s,
-                generation_s=generation_s,
-                tokens_per_s=self._n_completion / generation_s,
-            ),
-        )
-
-    def _read(self, prompt: Sequence[int]) -> Generator[Event, None, int]:
-        """Read the prompt unless cancelled; returns the tokens reused."""
-        reused = 0
-        for progress in self._session.read_prompt(prompt):
-            reused = progress.reused
-            yield progress
-            if self._is_cancelled():
-                break
-        return reused
-
-    def _generate(self, sampling: Sampling) -> Generator[Event, None, FinishReason]:
-        """Generate up to an end-of-generation token, a limit or a cancel; returns which."""
-        steps = plan_chain(resolve_sampling(sampling, self._model.metadata))
-        vocabulary = self._model.vocabulary
-        if self._is_cancelled():
-            return "cancelled"
-        for token in self._session.generate(steps, sampling.max_tokens):
-            if vocabulary.is_eog(token):
-                return "stop"
-            yield from self._sort(self._decoder.decode(vocabulary.piece(token)))
-            self._n_completion += 1
-            self._n_thinking += self._channel == "thinking"
-            if self._is_cancelled():
-                return "cancelled"
-        return "length"
-
-    def _sort(self, text: str) -> Iterator[Event]:
-        return self._tell(self._parser.feed(text)) if text else iter(())
+        events: list[Event] = []
+        if rest := self._decoder.decode(b"", final=True):
+            events += self._tell(self._parser.feed(rest))
+        events += self._tell(self._parser.finish(truncated=is_truncated))
+        return [*events, *self._release()]
 
     def _tell(self, found: Sequence[Delta | ToolCall]) -> Iterator[Event]:
         """Pass on what the parser found.
@@ -116,8 +77,32 @@ class Turn:
         white space after them belong to what they close.
         """
         for event in found:
-            if isinstance(event, Delta):
-                self._channel = event.channel
-            else:
-                self._n_calls += 1
-            yield event
+            if self._stops.is_met:
+                return
+            if isinstance(event, ToolCall):
+                self.n_calls += 1
+                yield from self._release()
+                yield replace(event, index=self._index)
+                continue
+            self._channel = event.channel
+            if event.channel != "answer":
+                yield from self._release()
+                yield Delta(event.text, event.channel, self._index)
+            elif text := self._stops.feed(event.text):
+                yield Delta(text, "answer", self._index)
+
+    def _release(self) -> Iterator[Event]:
+        if text := self._stops.flush():
+            yield Delta(text, "answer", self._index)
+
+
+def read_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Read tool name -> JSON schema of its parameters; what has not that form is left out."""
+    functions = (tool.get("function", tool) for tool in tools)
+    return {
+        function["name"]: function["parameters"]
+        for function in functions
+        if isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("parameters"), dict)
+    }

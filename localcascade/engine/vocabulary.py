@@ -25,6 +25,8 @@ class Vocabulary:
         self._handle = handle
         self._cuts = cut_before_apostrophe
         self.n_tokens = _llama.get_n_vocab(handle)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     @cached_property
     def special(self) -> dict[str, int]:
@@ -39,11 +41,17 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         """Get the bytes a token stands for; special tokens give their own text."""
-        return _llama.read_piece(self._handle, token)
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = _llama.read_piece(self._handle, token)
+        return piece
 
     def is_eog(self, token: int) -> bool:
         """Tell whether a token ends a generation."""
-        return _llama.is_eog(self._handle, token)
+        is_end = self._ends.get(token)
+        if is_end is None:
+            is_end = self._ends[token] = _llama.is_eog(self._handle, token)
+        return is_end
 
     @property
     def bos(self) -> int | None:
@@ -77,6 +85,10 @@ class Vocabulary:
             tokens += _llama.tokenize(self._handle, data, parse_special=parse_special)
         return tokens
 
+    def create_grammar(self, grammar: str) -> _llama.SamplerHandle:
+        """Build a sampler that lets through what a grammar allows; see `_llama`."""
+        return _llama.create_grammar(self._handle, grammar)
+
     def tokenize_segments(self, segments: Iterable[Segment]) -> list[int]:
         """Cut a rendered prompt into tokens, each segment on its own.
 
@@ -89,13 +101,13 @@ class Vocabulary:
         Returns:
             Token ids.
         """
-        tokens: list[int] = []
-        for segment in segments:
-            if segment.special:
-                tokens.append(self.special[segment.text])
-            else:
-                tokens += self.tokenize(segment.text, parse_special=False)
-        return tokens
+        return [token for segment in segments for token in self.tokenize_segment(segment)]
+
+    def tokenize_segment(self, segment: Segment) -> list[int]:
+        """Cut one segment into tokens; tokenize_segments says how."""
+        if segment.special:
+            return [self.special[segment.text]]
+        return self.tokenize(segment.text, parse_special=False)
 
     def _decode(self, token: int) -> str:
         return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""

@@ -4,7 +4,7 @@ A frame is a JSON header and, for arrays, bytes behind it. Nothing that runs cod
 (no pickle) crosses, for the worker reads files that nobody vouches for.
 
 client -> worker   {id, op: load | chat | render | tokenize | logits | collect | read_inputs |
-                    cancel, ...}
+                    watch | read_outer | disturb | cancel, ...}
 worker -> client   {id, kind: progress | stage | event | result | error, ...}
 A request ends with a result, an error, or the event Done.
 """
@@ -17,12 +17,13 @@ import socket
 import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localcascade import errors
 from localcascade.prompt import events
+from localcascade.prompt.budget import ThinkingBudget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +32,15 @@ Frame = dict[str, Any]
 Payload = bytes | memoryview
 """Raw bytes; a memoryview is one of single bytes."""
 
+MAX_PARALLEL = 64
+CACHE_TYPES = ("f16", "q8_0", "q4_0")
+"""Types that a KV cache may have."""
+
+_MOST = {"n_parallel": MAX_PARALLEL, "checkpoint_bytes": 2**48}
 _LENGTHS = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)  # a dead peer is an error, never a signal
 _EVENTS: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (events.PromptProgress, events.Delta, events.ToolCall, events.Done)
+    cls.__name__: cls for cls in (events.PromptProgress, events.Delta, events.ToolCall)
 }
 _ERRORS: dict[str, type[Exception]] = {
     cls.__name__: cls
@@ -59,8 +65,41 @@ class LoadOptions:
     n_gpu_layers: int | None = None
     """-1 is all."""
     use_mmap: bool = True
+    use_mlock: bool = False
+    """Keep the weights from being swapped out."""
+    n_parallel: int | None = None
+    """Requests that are generated at once; they share the context."""
+    n_batch: int | None = None
+    """Tokens of a micro-batch."""
+    cache_type: str = "f16"
+    """Of the KV cache: f16, q8_0 or q4_0."""
+    flash_attention: bool | None = None
+    """None uses it where the device can; a quantized cache needs it. On a CPU it adds up in half
+    precision, so that the place of a token in the cache shows in the third digit of the logits."""
+    checkpoint_bytes: int = 1 << 30
+    """RAM for states to come back to."""
+    session_folder: str | None = None
+    """Where the states of named sessions are kept; None keeps none."""
     collects: bool = False
     """Sum up what each matrix is multiplied with, whatever is decoded: chats and logits too."""
+
+
+def check_options(options: LoadOptions) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        ValueError: Names the value and what it may be.
+    """
+    for name, least in (
+        ("n_ctx", 1), ("n_threads", 1), ("n_gpu_layers", -1), ("n_parallel", 1), ("n_batch", 1),
+        ("checkpoint_bytes", 0),
+    ):  # fmt: skip
+        value, most = getattr(options, name), _MOST.get(name, 2**31 - 1)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{name} is {value}, but must be between {least} and {most}")
+    if options.cache_type not in CACHE_TYPES:
+        known = ", ".join(CACHE_TYPES)
+        raise ValueError(f"cache_type is {options.cache_type!r}, but must be one of {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +116,8 @@ class ModelInfo:
     """What the build can compute on, e.g. "CPU (AMD EPYC)"."""
     bos: int | None = None
     """Token that opens every text, if the file says that one does."""
+    n_parallel: int = 1
+    """Requests that are generated at once."""
 
 
 class Channel:
@@ -158,26 +199,36 @@ def decode_arrays(frame: Frame, payload: bytearray) -> dict[str, np.ndarray[Any,
     return arrays
 
 
-def encode_event(event: events.Event) -> Frame:
+def encode_event(event: events.Event) -> list[Any]:
     """Make plain data of an event.
 
     Args:
         event: Any but a Failed: what fails is told as an error.
 
     Returns:
-        Its class's name under "event", its fields under "fields".
+        Its class's name and then its fields, in order; as short as can be, for there are many.
     """
-    return {"event": type(event).__name__, "fields": asdict(event)}
+    return [type(event).__name__, *(_flatten(getattr(event, name)) for name in event.__slots__)]
 
 
-def decode_event(frame: Frame) -> events.Event:
+def decode_event(encoded: list[Any]) -> events.Event:
     """Undo encode_event."""
-    fields = dict(frame["fields"])
-    if frame["event"] == "Done":
-        fields["usage"] = events.Usage(**fields["usage"])
-        fields["timings"] = events.Timings(**fields["timings"])
-    event: events.Event = _EVENTS[frame["event"]](**fields)
+    name, *fields = encoded
+    if name == "Done":
+        reason, usage, timings, index = fields
+        return events.Done(reason, events.Usage(*usage), events.Timings(*timings), index)
+    if name == "TokenLogprob":
+        text, logprob, top, index = fields
+        return events.TokenLogprob(text, logprob, tuple(map(tuple, top)), index)
+    if name == "ContextEnd":
+        n_ctx, message_tokens, index = fields
+        return events.ContextEnd(n_ctx, tuple(message_tokens), index)
+    event: events.Event = _EVENTS[name](*fields)
     return event
+
+
+def _flatten(value: Any) -> Any:
+    return list(asdict(value).values()) if is_dataclass(value) else value  # type: ignore[arg-type]
 
 
 def encode_error(error: Exception) -> Frame:
@@ -196,24 +247,36 @@ def decode_error(frame: Frame) -> Exception:
     return error
 
 
-def decode_chat_request(fields: Frame) -> events.ChatRequest:
-    """Undo encode_chat_request."""
-    return events.ChatRequest(
-        messages=tuple(fields["messages"]),
-        tools=tuple(fields["tools"]),
-        thinking=fields["thinking"],
-        sampling=events.Sampling(**fields["sampling"]),
-    )
-
-
 def encode_chat_request(request: events.ChatRequest) -> Frame:
     """Make plain data of a chat request."""
+    budget = request.thinking_budget
     return {
         "messages": list(request.messages),
         "tools": list(request.tools),
         "thinking": request.thinking,
         "sampling": asdict(request.sampling),
+        "n": request.n,
+        "logprobs": request.logprobs,
+        "thinking_budget": None if budget is None else asdict(budget),
+        "session": request.session,
     }
+
+
+def decode_chat_request(fields: Frame) -> events.ChatRequest:
+    """Undo encode_chat_request."""
+    budget, sampling = fields["thinking_budget"], dict(fields["sampling"])
+    # JSON has no keys but texts, and no tuples.
+    bias = sampling["logit_bias"].items()
+    sampling["logit_bias"] = {int(token): value for token, value in bias}
+    sampling["stop"] = tuple(sampling["stop"])
+    plain = {key: fields[key] for key in ("thinking", "n", "logprobs", "session")}
+    return events.ChatRequest(
+        messages=tuple(fields["messages"]),
+        tools=tuple(fields["tools"]),
+        sampling=events.Sampling(**sampling),
+        thinking_budget=budget and ThinkingBudget(**budget),
+        **plain,
+    )
 
 
 def _make_plain(value: object) -> object:

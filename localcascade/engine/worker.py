@@ -1,13 +1,15 @@
 """The worker process: reads requests, runs llama.cpp, writes events; dies with its client.
 
 One thread computes. A second one listens, so that a cancel is heard while a token is being
-computed, and so that the process ends at once when the client hangs up or is gone.
+computed, and so that the process ends at once when the client hangs up or is gone. A third one
+makes the prompts, so that a slow template keeps nobody's tokens waiting.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import queue
 import signal
@@ -15,18 +17,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from localcascade.engine import _llama
+from localcascade.engine.archive import Archive, Ignored
+from localcascade.engine.checkpoints import Checkpoint, Checkpoints
 from localcascade.engine.collector import Collector
+from localcascade.engine.composer import Composer, Prompt
+from localcascade.engine.generation import Generation, Wishes
 from localcascade.engine.model import Log, Model
+from localcascade.engine.running import announce_engine
+from localcascade.engine.sampling import check_tokens
+from localcascade.engine.scheduler import Scheduler
 from localcascade.engine.session import Session
-from localcascade.engine.turn import Turn
+from localcascade.engine.slots import Slots
 from localcascade.engine.wire import (
     Channel,
     Frame,
@@ -37,11 +48,8 @@ from localcascade.engine.wire import (
     encode_error,
     encode_event,
 )
-from localcascade.errors import CascadeError, TemplateError
-from localcascade.prompt.events import ChatRequest
-from localcascade.prompt.marks import Segment
-from localcascade.prompt.parser import OutputParser
-from localcascade.prompt.template import Template
+from localcascade.errors import CascadeError
+from localcascade.prompt.events import Done, Event
 
 STACK_BYTES = 512 << 20
 """Of the computing thread; touched only as far as needed. llama.cpp splits text by recursion, and
@@ -51,25 +59,29 @@ PARENT_CHECK_S = 1.0
 
 
 class Inbox:
-    """Requests in the order they came, and which of them were cancelled since.
+    """Listens to the client, in a thread of its own, which ends the process at a hang-up.
 
     Args:
-        channel: Listened to in a thread of its own, which ends the process at a hang-up.
+        channel: The client.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._requests: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._cancelled: set[int] = set()
+        self._wishes: dict[int, Wishes] = {}
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
 
     def __iter__(self) -> Iterator[Frame]:
         while True:
             yield self._requests.get()
 
-    def is_cancelled(self, request: int) -> bool:
-        """Tell whether a request was cancelled."""
-        return request in self._cancelled
+    def watch(self, request: int) -> Wishes:
+        """Find out what else the client wants of a request, from its arrival on."""
+        return self._wishes[request]
+
+    def forget(self, request: int) -> None:
+        """Listen to no more wishes: the request has been answered."""
+        self._wishes.pop(request, None)
 
     def _listen(self) -> NoReturn:
         while True:
@@ -77,81 +89,154 @@ class Inbox:
                 frame, _ = self._channel.receive()
             except EOFError:
                 os._exit(0)
+            wishes = self._wishes.get(frame["id"])
             if frame["op"] == "cancel":
-                self._cancelled.add(frame["id"])
+                if wishes is not None:
+                    wishes.is_cancelled = True
+            elif frame["op"] == "answer_now":
+                if wishes is not None:
+                    wishes.wants_answer = True
             else:
+                self._wishes[frame["id"]] = Wishes()
                 self._requests.put(frame)
 
 
 class Worker:
-    """Answers requests, one after another.
+    """Answers requests: prompts are made in one thread, all that computes is done in another.
 
     Args:
         channel: Where the answers go.
         inbox: Where the requests come from.
         model: The loaded model.
+        options: How it was loaded.
+        path: The model file.
     """
 
-    def __init__(self, channel: Channel, inbox: Inbox, model: Model) -> None:
+    def __init__(
+        self, channel: Channel, inbox: Inbox, model: Model, options: LoadOptions, path: Path
+    ) -> None:
         self._channel, self._inbox, self._model = channel, inbox, model
-        self._session = Session(model)
+        self._composer = Composer(model)
+        self._archive = open_archive(options, path)
+        self._archived: set[str] = set()  # what is in memory already
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        self._outgoing: list[tuple[int, list[Any]]] = []
+        slots = Slots(model, Checkpoints(options.checkpoint_bytes))
+        self._scheduler = Scheduler(
+            model, slots, self._flush, self._save if self._archive else None
+        )
         self._answers: dict[str, Callable[[Frame], None]] = {
             "chat": self._chat,
             "render": self._render,
             "tokenize": self._tokenize,
+        }
+        self._jobs: dict[str, Callable[[Frame, Session], None]] = {
             "logits": self._read_logits,
             "collect": self._collect,
             "read_inputs": self._read_inputs,
+            "watch": self._watch,
+            "read_outer": self._read_outer,
+            "disturb": self._disturb,
         }
 
     def serve(self) -> None:
         """Answer for ever; the inbox ends the process. What is no error of ours is a crash."""
-        for frame in self._inbox:
-            try:
-                self._answers[frame["op"]](frame)
-            except (CascadeError, ValueError) as exc:
-                send_reply(self._channel, frame, "error", error=encode_error(exc))
+        threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
+        self._scheduler.serve()
 
-    @cached_property
-    def _template(self) -> Template:
-        source = self._model.metadata.get("tokenizer.chat_template")
-        if not source:
-            raise TemplateError(
-                f"{self._model.info.name}: the file has no chat template",
-                "Base models cannot chat; convert the checkpoint again if it is a chat model.",
-            )
-        return Template(source, self._model.vocabulary.special)
+    def _prepare(self) -> None:
+        try:
+            for frame in self._inbox:
+                if frame["op"] in self._jobs:
+                    self._scheduler.submit(partial(self._run_job, frame))
+                else:
+                    with self._telling_errors(frame):
+                        self._answers[frame["op"]](frame)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
 
-    def _render_prompt(self, frame: Frame, request: ChatRequest) -> tuple[list[Segment], list[int]]:
-        """Render and tokenize, telling the client when a template is at work: it may hang."""
-        vocabulary = self._model.vocabulary
-        send_reply(self._channel, frame, "stage", stage="template")
-        segments = self._template.render(request, vocabulary.bos_text, vocabulary.eos_text)
-        send_reply(self._channel, frame, "stage", stage="tokenize")
-        prompt = vocabulary.tokenize_segments(segments)
-        if not prompt:
-            raise TemplateError(f"{self._model.info.name}: the chat template wrote nothing")
-        return segments, prompt
+    def _run_job(self, frame: Frame, session: Session) -> None:
+        with self._telling_errors(frame):
+            self._jobs[frame["op"]](frame, session)
+        self._inbox.forget(frame["id"])
+
+    @contextlib.contextmanager
+    def _telling_errors(self, frame: Frame) -> Iterator[None]:
+        try:
+            yield
+        except (CascadeError, ValueError) as exc:
+            self._fail(frame, exc)
+
+    def _fail(self, frame: Frame, error: Exception) -> None:
+        self._inbox.forget(frame["id"])
+        send_reply(self._channel, frame, "error", error=encode_error(error))
 
     def _chat(self, frame: Frame) -> None:
         request = decode_chat_request(frame["request"])
-        segments, prompt = self._render_prompt(frame, request)
-        thinking = opens_thinking(segments)
-        turn = Turn(
-            self._model,
-            self._session,
-            OutputParser(thinking, bool(request.tools), read_schemas(request.tools)),
-            "thinking" if thinking else "answer",
-            partial(self._inbox.is_cancelled, frame["id"]),
-        )
-        for event in turn.run(prompt, request.sampling):
-            send_reply(self._channel, frame, "event", **encode_event(event))
+        check_tokens(request.sampling, self._model.info.n_vocab)
+        prompt = self._composer.compose(request, partial(self._tell_stage, frame))
+        answers = self._make_answers(frame, prompt)
+        answers[0].saved = self._load(request.session)
+        for answer in answers:
+            self._scheduler.submit(answer)
+
+    def _make_answers(self, frame: Frame, prompt: Prompt) -> list[Generation]:
+        n_left = itertools.count(prompt.request.n - 1, -1)
+
+        def emit(event: Event) -> None:
+            self._outgoing.append((frame["id"], encode_event(event)))
+            if isinstance(event, Done) and next(n_left) == 0:
+                self._inbox.forget(frame["id"])
+
+        fail, wishes = partial(self._fail, frame), self._inbox.watch(frame["id"])
+        answers = [
+            Generation(self._model, prompt, emit, fail, wishes, index)
+            for index in range(prompt.request.n)
+        ]
+        for answer in answers[1:]:
+            answer.leader = answers[0]
+        return answers
+
+    def _flush(self) -> None:
+        """Send what a step brought, in one frame."""
+        if self._outgoing:
+            with contextlib.suppress(OSError):  # a client that is gone is the inbox's business
+                self._channel.send({"kind": "events", "events": self._outgoing})
+            self._outgoing.clear()
+
+    def _load(self, name: str | None) -> tuple[Checkpoint, ...]:
+        if name is None or self._archive is None or name in self._archived:
+            return ()
+        self._archived.add(name)
+        found = self._archive.load(name)
+        if isinstance(found, Ignored):
+            print(f"session {name!r} is read again: {found.detail}", file=sys.stderr, flush=True)
+            return ()
+        return found
+
+    def _save(self, name: str, checkpoints: Sequence[Checkpoint]) -> None:
+        self._writer.submit(self._write, name, checkpoints)
+
+    def _write(self, name: str, checkpoints: Sequence[Checkpoint]) -> None:
+        """Keep a session on disk; if that fails, the chat goes on without."""
+        assert self._archive is not None
+        try:
+            self._archive.save(name, checkpoints)
+        except CascadeError as exc:
+            print(f"session {name!r} is not kept: {exc}", file=sys.stderr, flush=True)
+
+    def _tell_stage(self, frame: Frame, stage: str) -> None:
+        """Tell the client when a template is at work: it may hang."""
+        send_reply(self._channel, frame, "stage", stage=stage)
 
     def _render(self, frame: Frame) -> None:
-        _, prompt = self._render_prompt(frame, decode_chat_request(frame["request"]))
-        if frame["is_complete"]:
-            prompt = cut_opening(prompt, self._model.vocabulary.is_eog)
-        send_reply(self._channel, frame, "result", tokens=prompt)
+        tokens = self._composer.render(
+            decode_chat_request(frame["request"]),
+            partial(self._tell_stage, frame),
+            is_complete=frame["is_complete"],
+        )
+        send_reply(self._channel, frame, "result", tokens=tokens)
 
     def _tokenize(self, frame: Frame) -> None:
         tokens = self._model.vocabulary.tokenize(
@@ -159,19 +244,32 @@ class Worker:
         )
         send_reply(self._channel, frame, "result", tokens=tokens)
 
-    def _read_logits(self, frame: Frame) -> None:
-        logits = self._session.read_logits(frame["tokens"], frame["first"])
+    def _read_logits(self, frame: Frame, session: Session) -> None:
+        logits = session.read_logits(frame["tokens"], frame["first"])
         payload = logits.astype("<f4", copy=False).data.cast("B")
         send_reply(self._channel, frame, "result", payload, shape=logits.shape)
 
-    def _collect(self, frame: Frame) -> None:
-        for n_done in self._collector.collect(self._session, frame["tokens"]):
+    def _collect(self, frame: Frame, session: Session) -> None:
+        for n_done in self._collector.collect(session, frame["tokens"]):
             send_reply(self._channel, frame, "progress", n_tokens=n_done)
         send_reply(self._channel, frame, "result")
 
-    def _read_inputs(self, frame: Frame) -> None:
+    def _read_inputs(self, frame: Frame, _session: Session) -> None:
         fields, payload = encode_arrays(self._collector.list_tensors())
         send_reply(self._channel, frame, "result", payload, **fields)
+
+    def _watch(self, frame: Frame, _session: Session) -> None:
+        self._collector.watch(frame["matrices"])
+        send_reply(self._channel, frame, "result")
+
+    def _read_outer(self, frame: Frame, _session: Session) -> None:
+        packed, count = self._collector.read_outer(frame["matrix"], frame["index"])
+        payload = packed.astype("<f4", copy=False).data.cast("B")
+        send_reply(self._channel, frame, "result", payload, count=count)
+
+    def _disturb(self, frame: Frame, _session: Session) -> None:
+        self._collector.disturb(frame["matrix"], frame["variances"], frame["seed"])
+        send_reply(self._channel, frame, "result")
 
     @property
     def _collector(self) -> Collector:
@@ -180,27 +278,17 @@ class Worker:
         return self._model.collector
 
 
-def cut_opening(prompt: list[int], is_end: Callable[[int], bool]) -> list[int]:
-    """Cut off the turn that a prompt opens at its end, if any turn before it was closed."""
-    ends = [i for i, token in enumerate(prompt) if is_end(token)]
-    return prompt[: ends[-1] + 1] if ends else prompt
+def open_archive(options: LoadOptions, path: Path) -> Archive | None:
+    """Open the folder of named sessions, if there is one.
 
-
-def opens_thinking(segments: Sequence[Segment]) -> bool:
-    """Tell whether a prompt ends inside an open <think>."""
-    return "".join(segment.text for segment in segments[-4:]).rstrip().endswith("<think>")
-
-
-def read_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Read tool name -> JSON schema of its parameters; what has not that form is left out."""
-    functions = (tool.get("function", tool) for tool in tools)
-    return {
-        function["name"]: function["parameters"]
-        for function in functions
-        if isinstance(function, dict)
-        and isinstance(function.get("name"), str)
-        and isinstance(function.get("parameters"), dict)
-    }
+    Returns:
+        The archive; a state is good for the same file, build and type of KV cache.
+    """
+    if options.session_folder is None:
+        return None
+    file, build = path.stat(), version("llama-cpp-python")
+    key = repr((str(path), file.st_size, file.st_mtime_ns, build, options.cache_type))
+    return Archive(Path(options.session_folder), key)
 
 
 def load_model(channel: Channel, frame: Frame, log: Log) -> Model | None:
@@ -227,6 +315,7 @@ def load_model(channel: Channel, frame: Frame, log: Log) -> Model | None:
     except CascadeError as exc:
         send_reply(channel, frame, "error", error=encode_error(exc))
         return None
+    announce_engine(Path(frame["path"]), model.info.n_ctx)
     send_reply(channel, frame, "result", info=asdict(model.info))
     return model
 
@@ -264,6 +353,8 @@ def load_and_serve(channel: Channel, inbox: Inbox) -> None:
     log = Log()
     _llama.set_log(log.write)
     _llama.start_backend()
-    model = load_model(channel, next(iter(inbox)), log)
+    frame = next(iter(inbox))
+    model = load_model(channel, frame, log)
     if model is not None:
-        Worker(channel, inbox, model).serve()
+        options = LoadOptions(**frame["options"])
+        Worker(channel, inbox, model, options, Path(frame["path"])).serve()

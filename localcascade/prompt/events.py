@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from localcascade.prompt.budget import ThinkingBudget
+
 Channel = Literal["thinking", "answer", "tool_call"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Message = Mapping[str, Any]
@@ -24,6 +26,22 @@ class Sampling:
     """None draws one."""
     max_tokens: int | None = None
     """Thinking and answer together; None means up to the context's end."""
+    repeat_penalty: float | None = None
+    """Divides the logits of tokens that were generated; 1 is off."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that it was generated."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that was generated."""
+    penalty_tokens: int | None = None
+    """How many of the last generated tokens the penalties look at; None is all of them."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id -> what is added to its logit."""
+    grammar: str | None = None
+    """GBNF that the answer must follow; thinking is free."""
+    json_schema: Mapping[str, Any] | None = None
+    """JSON schema that the answer must follow, in place of a grammar."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer, and are not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,13 @@ class ChatRequest:
     """OpenAI form: {"type": "function", "function": {...}}."""
     thinking: bool = True
     sampling: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    """Answers to the same prompt; all but PromptProgress carry the index of theirs."""
+    logprobs: int | None = None
+    """Tell of each token its log-probability, and those of so many of the likeliest."""
+    thinking_budget: ThinkingBudget | None = None
+    session: str | None = None
+    """Name under which the state of this conversation is kept on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +79,7 @@ class Delta:
 
     text: str
     channel: Channel
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +89,29 @@ class ToolCall:
     id: str
     name: str
     arguments: dict[str, Any]
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was, before temperature and filters; comes before its text does."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+    """The likeliest tokens and their log-probabilities, the likeliest first."""
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextEnd:
+    """The context is full in the middle of an answer; Done follows, with the reason `length`."""
+
+    n_ctx: int
+    """Tokens that the context holds."""
+    message_tokens: tuple[int, ...]
+    """About how many tokens each message of the request takes: the oldest turns can be dropped."""
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +142,7 @@ class Done:
     reason: FinishReason
     usage: Usage
     timings: Timings
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +152,4 @@ class Failed:
     error: Exception
 
 
-Event = PromptProgress | Delta | ToolCall | Done | Failed
+Event = PromptProgress | Delta | ToolCall | TokenLogprob | ContextEnd | Done | Failed

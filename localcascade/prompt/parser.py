@@ -35,6 +35,11 @@ class OutputParser:
         self._raw: list[str] = []
         self._n_calls = 0
 
+    @property
+    def channel(self) -> Channel:
+        """Where the next piece of text belongs, unless it begins with a tag."""
+        return self._channel
+
     def feed(self, text: str) -> list[Delta | ToolCall]:
         """Take the next piece of text.
 

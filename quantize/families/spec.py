@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from quantize.choices import Choices
 from quantize.errors import CheckpointError
 from quantize.gguf import MetadataEntry
 
@@ -26,12 +27,17 @@ class OutputTensor:
     """Names in the checkpoint; several are stacked along the first axis."""
     source_shape: tuple[int, ...]
     """Shape each source must have: the same weights in the same order as the output, which may
-    be longer along its last two axes and is zero there."""
+    be longer along its last two axes and is zero there, or shorter along its axis of neurons."""
     matrix: bool
     """True for the large matrices that are quantized; all else stays f32."""
     change: Change = "copy"
     scale: float = 1.0
     """Factor on all weights, applied in float32."""
+    feeds: str = ""
+    """Name of the matrix whose inputs are the squared positive parts of this one's outputs, expert
+    by expert; empty if there is none. The rows here and the columns there are neurons."""
+    norm: str = ""
+    """Name of the norm weight that multiplies the inputs of this one; empty if none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class ModelSpec:
     tensors: tuple[OutputTensor, ...]
     n_embeddings: int
     """Rows of the token embedding."""
+    widths: Choices
+    """Every width of the output; no types."""
     left_out: tuple[str, ...] = ()
     """Prefixes of checkpoint tensors that a runner has no use for."""
 

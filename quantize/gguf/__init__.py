@@ -1,4 +1,4 @@
-"""GGUF files: read one (`open_gguf`), lay out a new one (`plan_file`).
+"""GGUF files: read one (`open_gguf`), lay one out (`plan_file`), fill in values (`patch_metadata`).
 
 A file is: magic, version, counts, metadata, tensor infos, padding, tensor data. Only this package
 knows that ggml counts axes from the other end; everywhere else shapes are in numpy order.
@@ -7,6 +7,7 @@ knows that ggml counts axes from the other end; everywhere else shapes are in nu
 from quantize.gguf.blocks import DEFAULT_ALIGNMENT, TYPES, BlockType, GGUFTensor
 from quantize.gguf.file import GGUFArray, GGUFFile
 from quantize.gguf.layout import FilePlan, MetadataEntry, TensorSpec, plan_file
+from quantize.gguf.patch import patch_metadata
 from quantize.gguf.reader import open_gguf
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "MetadataEntry",
     "TensorSpec",
     "open_gguf",
+    "patch_metadata",
     "plan_file",
 ]

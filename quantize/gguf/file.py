@@ -88,6 +88,9 @@ class GGUFFile:
     version: int
     metadata: Mapping[str, Any]
     """Key to bool, int, float, str or GGUFArray."""
+    value_spans: Mapping[str, tuple[int, int]] = field(repr=False)
+    """Key to the bytes of its value in the file: the first, that of the type's number, and the one
+    after the last."""
     tensors: dict[str, GGUFTensor]
     """By name, in the file's order."""
     alignment: int
@@ -116,6 +119,10 @@ class GGUFFile:
         tensor = self.tensors[name]
         flat = np.frombuffer(self._data, np.uint8, tensor.n_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], tensor.n_bytes // prod(tensor.shape[:-1]))
+
+    def read_header(self, start: int, end: int) -> bytes:
+        """Give the bytes from `start` up to `end`, copied; both lie before `data_offset`."""
+        return bytes(self._data[start:end])
 
     def close(self) -> None:
         """Unmap the file; views that were handed out keep it mapped until they are gone."""

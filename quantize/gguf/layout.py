@@ -83,7 +83,7 @@ def plan_file(metadata: Sequence[MetadataEntry], tensors: Sequence[TensorSpec]) 
     header = b"".join(
         [
             MAGIC + U32.pack(VERSION) + U64.pack(len(tensors)) + U64.pack(len(metadata)),
-            *(_pack_text(key) + _pack_value(key, value, kind) for key, value, kind in metadata),
+            *(_pack_text(key) + pack_value(key, value, kind) for key, value, kind in metadata),
             *(info for _, info in infos),
         ]
     )
@@ -118,7 +118,17 @@ def _pack_text(text: str) -> bytes:
     return U64.pack(len(encoded)) + encoded
 
 
-def _pack_value(key: str, value: Any, kind: str) -> bytes:
+def pack_value(key: str, value: Any, kind: str) -> bytes:
+    """Pack a metadata value as it stands after its key: the number of its type, then the value.
+
+    Args:
+        key: For messages.
+        value: A scalar, a text or a sequence of either.
+        kind: As in `MetadataEntry`.
+
+    Raises:
+        ValueError: The value is not of that type, or there is no such type.
+    """
     element = kind.removeprefix("arr:")
     if element not in VALUE_IDS:
         raise ValueError(f"{key}: there is no value type {kind!r}")

@@ -144,13 +144,21 @@ def _read_header(path: Path, data: mmap.mmap) -> GGUFFile:
     # The shortest tensor info is 24 bytes, the shortest metadata entry 14.
     n_tensors = cursor.take_count("number of tensors", 24)
     n_entries = cursor.take_count("number of metadata entries", 14)
-    metadata = _read_metadata(cursor, n_entries)
+    metadata, spans = _read_metadata(cursor, n_entries)
     alignment = _read_alignment(cursor, metadata)
     infos = _read_tensor_infos(cursor, n_tensors)
     data_offset = pad_bytes(cursor.position, alignment)
     tensors = _place_tensors(cursor, infos, data_offset, alignment)
     return GGUFFile(
-        path, version, MappingProxyType(metadata), tensors, alignment, data_offset, len(data), data
+        path,
+        version,
+        MappingProxyType(metadata),
+        MappingProxyType(spans),
+        tensors,
+        alignment,
+        data_offset,
+        len(data),
+        data,
     )
 
 
@@ -165,15 +173,21 @@ def _read_version(cursor: _Cursor) -> int:
     raise cursor.fail(f"GGUF version {version} is newer than 3", 4, "Update LocalCascade.")
 
 
-def _read_metadata(cursor: _Cursor, n_entries: int) -> dict[str, Any]:
+def _read_metadata(
+    cursor: _Cursor, n_entries: int
+) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Read the entries: key to value, and key to the value's first byte and the one after it."""
     metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for i in range(n_entries):
         start = cursor.position
         key = cursor.take_name(f"metadata key {i}")
         if key in metadata:
             raise cursor.fail(f"metadata key {key} occurs twice", start)
+        first = cursor.position
         metadata[key] = _read_value(cursor, key)
-    return metadata
+        spans[key] = first, cursor.position
+    return metadata, spans
 
 
 def _read_value(cursor: _Cursor, key: str) -> Any:

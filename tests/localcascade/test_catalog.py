@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from localcascade import catalog
 from localcascade.catalog import CatalogEntry, catalog_path, load_catalog, merge_tables
 from localcascade.errors import ConfigError
 from localcascade.store import bundled_checkpoint_folder
+from quantize.families import Config
+from quantize.families.nemotron_h import describe_nemotron_h
 from quantize.safetensors import open_checkpoint
 
 
@@ -245,3 +248,22 @@ def test_an_entry_is_immutable(home: Path) -> None:
         entry.summary = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
         load_catalog().entries["tiny"] = entry  # type: ignore[index]
+
+
+def test_relatives_share_geometry_and_presets(user_file: Path) -> None:
+    user_file.write_text(f"{ENTRY}like = 'nemotron-cascade-2'", "utf-8")
+    entries = load_catalog().entries
+    for name in ("mine", "nemotron-3-nano"):
+        assert entries[name].geometry == entries["nemotron-cascade-2"].geometry != {}
+        assert entries[name].presets == entries["nemotron-cascade-2"].presets != {}
+    for other in ("nowhere", "nemotron-3-nano", "mine"):
+        error = refuse(user_file, f"{ENTRY}like = '{other}'")
+        assert error.key == "mine.like"
+
+
+def test_the_stored_geometry_is_that_of_the_counted_weights(home: Path) -> None:
+    entry = load_catalog().entries["nemotron-cascade-2"]
+    spec = describe_nemotron_h(Config(Path("models.toml"), entry.geometry), frozenset())
+    buffers = (t for t in spec.tensors if t.name.endswith("exp_probs_b.bias"))
+    weights = sum(len(t.sources) * math.prod(t.source_shape) for t in spec.tensors)
+    assert weights - sum(math.prod(t.shape) for t in buffers) == entry.parameters.total

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from localcascade.cli.app import run_arguments
-from localcascade.cli.calibrate import describe_coverage
+from localcascade.cli.calibrate import describe_coverage, parse_layers
 from quantize.importance import Coverage, read_importance
+from quantize.moments import read_moments
+from quantize.sensitivity import read_sensitivity
 from tests.localcascade.calibrations import write_model
 from tests.localcascade.models import write_model as write_bare_model
 
@@ -56,6 +59,8 @@ def test_the_report_tells_the_truth(
         (["MODEL", "-o", "OUT", "--text", "CHATS"], 1, 'line 2: holds no "messages"'),
         (["MODEL", "-o", "OUT", "--text", "EMPTY"], 1, "empty.txt: holds no text"),
         (["MODEL", "--text", "TEXT"], 2, "--output"),
+        (["MODEL", "--moments", "OUT", "--layers", "1-2"], 1, "layers 0, 3"),
+        (["MODEL", "--moments", "NOWHERE"], 1, "cannot be created"),
         (["MODEL", "-o", "OUT", "--ctx", "3"], 2, "--ctx"),
         (["no-such-model", "-o", "OUT"], 3, "no-such-model"),
         (["TEXT", "-o", "OUT"], 5, "not a GGUF file"),
@@ -111,3 +116,41 @@ def test_notes_name_a_handful_of_experts_and_count_the_rest() -> None:
     assert empty.endswith(": blk.1: 3, 7; blk.4: 0")
     assert few.startswith("20 of 64 experts saw fewer than 256 tokens")
     assert few.endswith("blk.1: 10, 11, 12, 13, 14, 15, 16, 17 and 12 more")
+
+
+def test_moments_and_sensitivities_are_made_beside_or_alone(
+    home: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, moments, probe = (tmp_path / name for name in ("t.txt", "o.moments.gguf", "o.sens.toml"))
+    text.write_text("Twelve and thirty make forty-two.\n" * 30)
+    arguments = ["calibrate", str(model), "--text", str(text), "--threads", "1", "--ctx", "256"]
+    both = ["--moments", str(moments), "--layers", "2-3", "--probe", str(probe), "--json"]
+    assert run_arguments([*arguments, *both]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert "second moments of 2 matrices" in captured.err
+    assert "passes over the text: 1" in captured.err
+    assert report["moments_bytes"] == moments.stat().st_size
+    with read_moments(moments) as opened:
+        assert sorted(opened.stacks) == ["blk.3.ffn_down_exps.weight", "blk.3.ffn_up_exps.weight"]
+    sensitivity = read_sensitivity(probe)
+    assert report["sensitivities"] == sensitivity.factors
+    assert "output.weight" in sensitivity.factors
+    assert "n_tokens" not in report and not list(tmp_path.glob("*.imatrix*"))
+
+    assert run_arguments([*arguments, "--probe", str(probe)]) == 0
+    assert f"{len(sensitivity.factors)} matrices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [(None, None), ("3", {3}), ("1,3-5", {1, 3, 4, 5}), (" 0 , 2", {0, 2}), ("7-7", {7})],
+)
+def test_layers_are_numbers_and_ranges(text: str | None, layers: set[int] | None) -> None:
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["", "a", "5-3", "1,,2", "-1", "1-2-3"])
+def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="no layer"):
+        parse_layers(text)

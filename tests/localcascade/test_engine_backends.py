@@ -9,11 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import llama_cpp
+import psutil
 import pytest
 
 from localcascade.engine import backends
-from localcascade.engine.backends import PINNED_VERSION, describe_backends, parse_answer
+from localcascade.engine.backends import (
+    PINNED_VERSION,
+    Backend,
+    Backends,
+    describe_backends,
+    make_machine,
+    parse_answer,
+)
 from localcascade.errors import EngineDied
+from localcascade.hardware import Memory
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,3 +92,24 @@ def test_a_drivers_greeting_before_the_answer_is_skipped() -> None:
         '"features": "", "devices": [{"name": "CUDA0", "description": "RTX", "kind": "gpu"}]}\n'
     )
     assert [gpu.name for gpu in parse_answer(answer).gpus] == ["CUDA0"]
+
+
+def test_a_machine_is_its_gpus_and_its_main_memory() -> None:
+    devices = (
+        Backend("CUDA0", "NVIDIA GeForce RTX 4090", "gpu", 20, 24),
+        Backend("MTL0", "Apple M3", "gpu", 9, 12),
+        Backend("Vulkan0", "a GPU that does not tell", "gpu"),
+        Backend("CPU", "AMD", "cpu", 60, 64),
+    )
+    found = Backends("0.3.36", "0c1e57098", "", devices)
+    machine = make_machine(found, Memory(total_bytes=64, available_bytes=50))
+    assert [(gpu.name, gpu.kind, gpu.free_bytes) for gpu in machine.gpus] == [
+        ("CUDA0", "gpu", 20),
+        ("MTL0", "igpu", 9),
+    ]
+    assert (machine.host.total_bytes, machine.host.free_bytes) == (64, 50)
+
+
+def test_the_processor_tells_its_memory() -> None:
+    (cpu,) = [device for device in describe_backends().devices if device.kind == "cpu"]
+    assert cpu.total_bytes == psutil.virtual_memory().total

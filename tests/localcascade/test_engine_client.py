@@ -1,53 +1,40 @@
-"""The engine as others use it: one worker process, its answers, its deaths, its end."""
+"""The engine as others use it: its answers, alone and several at once."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
-from localcascade.engine import client as client_module
 from localcascade.engine import process
 from localcascade.engine.client import Engine
-from localcascade.errors import (
-    CascadeError,
-    ContextFull,
-    EngineDied,
-    ModelFileError,
-    TemplateError,
-)
+from localcascade.engine.wire import decode_event, encode_chat_request
+from localcascade.errors import ContextFull, NativeError
+from localcascade.prompt.budget import CLOSINGS
 from localcascade.prompt.events import (
     ChatRequest,
     Delta,
     Done,
     Event,
-    Failed,
     PromptProgress,
     Sampling,
 )
+from tests.localcascade.asking import ask, end, fail, join
 from tests.localcascade.bare import BareModel
 from tests.localcascade.models import (
     END_THINK,
     IM_END,
     SPECIAL,
-    TEMPLATE,
     THINK,
     write_model,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -66,44 +53,6 @@ def mortal(path: Path) -> Iterator[Engine]:
     """An engine that a test may kill."""
     with Engine(path, n_threads=1, n_ctx=256) as engine:
         yield engine
-
-
-def ask(text: str, n_tokens: int | None = 20, **sampling: float) -> ChatRequest:
-    return ChatRequest(
-        messages=({"role": "user", "content": text},),
-        thinking=False,
-        sampling=Sampling(max_tokens=n_tokens, **({"temperature": 0} | sampling)),  # type: ignore[arg-type]
-    )
-
-
-def join(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Delta))
-
-
-def end(events: list[Event]) -> Done:
-    assert isinstance(events[-1], Done), events[-1]
-    return events[-1]
-
-
-def fail(events: list[Event]) -> Exception:
-    assert isinstance(events[-1], Failed), events[-1]
-    return events[-1].error
-
-
-def find_workers(parent: int | None = None) -> list[psutil.Process]:
-    children = psutil.Process(parent).children()
-    return [child for child in children if "localcascade.engine.worker" in str(child.cmdline())]
-
-
-def find_new_worker(act: Callable[[], object]) -> psutil.Process:
-    """The worker that an act starts."""
-    before = {child.pid for child in find_workers()}
-    act()
-    (worker,) = [child for child in find_workers() if child.pid not in before]
-    return worker
-
-
-# ---- answers ---------------------------------------------------------------------------------
 
 
 def test_load_tells_what_the_model_is(engine: Engine) -> None:
@@ -244,23 +193,24 @@ def test_a_cancelled_turn_generates_no_further(path: Path) -> None:
 
     def deliver(answer: process.Answer) -> None:
         answers.append(answer)
-        if isinstance(answer, process.Death) or answer[0]["kind"] != "event":
-            return
-        if answer[0]["event"] == "Delta":
-            worker._channel.send({"id": number, "op": "cancel"})
-        if answer[0]["event"] == "Done":
+        if isinstance(answer, process.Death):
             over.set()
+        elif answer[0]["kind"] == "event":
+            name, *_ = answer[0]["event"]
+            if name == "Delta":
+                worker.tell(number, "cancel")
+            elif name == "Done":
+                over.set()
 
     worker = process.WorkerProcess(on_death=lambda error: None)
-    options = {"n_ctx": 4096, "n_threads": 1}
-    worker.ask("load", path=path, options=options)
-    request = {"messages": [{"role": "user", "content": "x"}], "tools": [], "thinking": False}
-    number = worker.request(deliver, "chat", request=request | {"sampling": {"temperature": 0}})
+    worker.ask("load", path=path, options={"n_ctx": 4096, "n_threads": 1})
+    number = worker.request(deliver, "chat", request=encode_chat_request(ask("x", None)))
     assert over.wait(60)
     worker.stop()
-    frame, _ = answers[-2]  # type: ignore[misc]
-    assert frame["fields"]["reason"] == "cancelled"
-    assert frame["fields"]["usage"]["completion_tokens"] < 4000
+    done = decode_event(answers[-2][0]["event"])  # type: ignore[index]
+    assert isinstance(done, Done)
+    assert done.reason == "cancelled"
+    assert done.usage.completion_tokens < 4000
 
 
 def test_two_threads_get_their_own_answers(engine: Engine) -> None:
@@ -297,272 +247,107 @@ def test_the_asynchronous_twin_can_be_left_early(engine: Engine) -> None:
     assert end(list(engine.chat(ask("Next")))).reason == "length"
 
 
-# ---- deaths ----------------------------------------------------------------------------------
+def test_more_requests_than_places_all_get_their_own_answers(path: Path) -> None:
+    texts = [f"question {number}" for number in range(9)]
+
+    async def collect(engine: Engine, text: str) -> str:
+        return join([event async for event in engine.achat(ask(text))])
+
+    async def collect_all(engine: Engine) -> list[str]:
+        return await asyncio.gather(*(collect(engine, text) for text in texts))
+
+    with Engine(path, n_threads=1, flash_attention=False) as engine:
+        assert engine.load().n_parallel < len(texts)
+        expected = [join(list(engine.chat(ask(text)))) for text in texts]
+        assert asyncio.run(collect_all(engine)) == expected
 
 
-def test_a_killed_worker_fails_its_turn_and_the_next_one_works(mortal: Engine) -> None:
-    worker = find_new_worker(mortal.load)
-    expected = join(list(mortal.chat(ask("Again"))))
-    events: list[Event] = []
-    for event in mortal.chat(ask("Long", n_tokens=None)):
-        events.append(event)
-        if isinstance(event, Delta) and worker.is_running():
-            worker.kill()
-    error = fail(events)
-    assert isinstance(error, EngineDied)
-    assert "killed" in error.message
-    assert "general.name" in error.log_tail or "llama" in error.log_tail
-    assert join(list(mortal.chat(ask("Again")))) == expected
+def test_several_answers_come_with_their_index_and_an_end_each(engine: Engine) -> None:
+    request = replace(ask("Dice", temperature=3.0, seed=1), n=3)
+    events = list(engine.chat(request))
+    assert [event.index for event in events if isinstance(event, Done)] == [0, 1, 2]
+    texts = {
+        index: "".join(e.text for e in events if isinstance(e, Delta) and e.index == index)
+        for index in range(3)
+    }
+    assert texts[0] == join(list(engine.chat(ask("Dice", temperature=3.0, seed=1))))
+    assert len(set(texts.values())) == 3
 
 
-def test_a_crash_is_told_with_its_reason(mortal: Engine) -> None:
-    worker = find_new_worker(mortal.load)
-    events: list[Event] = []
-    for event in mortal.chat(ask("Long", n_tokens=None)):
-        events.append(event)
+def test_answer_now_reaches_the_worker(tmp_path: Path) -> None:
+    script = [10, *b"abcdefghijklmnopqrstuvwxyza", 255, END_THINK, *b"!=%", IM_END]
+    path = write_model(tmp_path / "t.gguf", script=script, n_ctx_train=8192)
+    request = replace(ask("Think.", None), thinking=True)
+    with Engine(path, n_threads=1) as engine:
+        events: list[Event] = []
+        chat = engine.chat(request)
+        for event in chat:
+            if isinstance(event, Delta) and not any(isinstance(e, Delta) for e in events):
+                chat.answer_now()
+            events.append(event)
+    texts = {"thinking": "", "answer": ""}
+    for event in events:
         if isinstance(event, Delta):
-            worker.send_signal(signal.SIGABRT)
-    error = fail(events)
-    assert isinstance(error, EngineDied)
-    assert "signal 6" in error.message
-    assert "Fatal Python error: Aborted" in error.log_tail
-    assert len(error.log_tail.splitlines()) <= 20
+            texts[event.channel] += event.text
+    assert texts["thinking"].rstrip().endswith(CLOSINGS["asked"])
+    assert texts["answer"] == "!=%"
 
 
-def test_after_three_deaths_in_a_minute_it_says_so_and_stops(
-    mortal: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(3):
-        worker = find_new_worker(mortal.load)
-        worker.kill()
-        with pytest.raises(EngineDied, match="killed"):
-            mortal.tokenize("x")
-    before = find_workers()
-    error = fail(list(mortal.chat(ask("x"))))
-    assert isinstance(error, EngineDied)
-    assert "3 times within a minute" in error.message
-    assert find_workers() == before
-    later = time.monotonic() + 61
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert mortal.tokenize("the") == [257]
-
-
-@pytest.fixture
-def one_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a single death stop an engine, so that few starts tell whether one was counted."""
-    monkeypatch.setattr(client_module, "MAX_DEATHS", 1)
-
-
-@pytest.mark.usefixtures("one_life")
-def test_a_closed_engine_starts_again_when_asked(mortal: Engine) -> None:
-    for _ in range(2):  # being closed is no death
-        worker = find_new_worker(mortal.load)
-        mortal.close()
-        worker.wait(5)
-    assert mortal.tokenize("the") == [257]
-
-
-def test_closing_ends_a_running_turn(mortal: Engine) -> None:
-    events: list[Event] = []
-    for event in mortal.chat(ask("Long", n_tokens=None)):
-        events.append(event)
-        if isinstance(event, Delta):
-            mortal.close()
-    assert isinstance(fail(events), EngineDied)
-
-
-# ---- bad files -------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("one_life")
-def test_a_file_that_llama_refuses_is_an_error_and_no_death(tmp_path: Path) -> None:
-    odd = write_model(tmp_path / "odd.gguf", metadata={"llama.feed_forward_length": 96})
-    with Engine(odd) as engine:
-        for _ in range(2):
-            error = fail(list(engine.chat(ask("x"))))
-            assert isinstance(error, ModelFileError)
-            assert "ffn_" in error.message
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_an_error(path: Path, tmp_path: Path, share: float) -> None:
-    data = path.read_bytes()
-    short = tmp_path / "short.gguf"
-    short.write_bytes(data[: int(share * len(data))])
-    with Engine(short) as engine, pytest.raises(ModelFileError, match=r"short\.gguf"):
-        engine.load()
-
-
-def test_a_hostile_value_never_reaches_the_worker(tmp_path: Path) -> None:
-    deep = write_model(tmp_path / "deep.gguf", metadata={"llama.block_count": 10**6})
-    before = find_workers()
-    with Engine(deep) as engine, pytest.raises(ModelFileError, match="block_count"):
-        engine.load()
-    assert find_workers() == before
-
-
-def test_an_architecture_nobody_knows_is_told_in_llamas_words(tmp_path: Path) -> None:
-    alien = write_model(tmp_path / "alien.gguf")
-    alien.write_bytes(alien.read_bytes().replace(b"llama", b"lorem"))
-    with Engine(alien) as engine, pytest.raises(ModelFileError, match=r"architecture.*lorem"):
-        engine.load()
-
-
-def test_a_file_without_a_template_computes_but_cannot_chat(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "base.gguf", template="")
-    with Engine(base, n_threads=1) as engine:
-        assert engine.logits([1, 2]).shape == (2, 265)
-        error = fail(list(engine.chat(ask("x"))))
-    assert isinstance(error, TemplateError)
-    assert "no chat template" in error.message
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for a in range(10**9) %}{% for b in range(10**9) %}x{% endfor %}{% endfor %}",
-        "{{ ''.__class__.__mro__ }}",
-        "{% nonsense %}",
-        "{{ raise_exception('no') }}",
-    ],
-)
-def test_a_hostile_template_fails_and_the_engine_lives(tmp_path: Path, template: str) -> None:
-    hostile = write_model(tmp_path / "hostile.gguf", template=template)
-    with Engine(hostile, n_threads=1) as engine:
-        worker = find_new_worker(engine.load)
-        assert isinstance(fail(list(engine.chat(ask("x")))), TemplateError)
-        assert engine.tokenize("the") == [257]
-        assert worker.is_running()
-
-
-@pytest.mark.usefixtures("one_life")
-def test_a_template_that_takes_too_long_costs_the_worker_and_not_the_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow = write_model(
-        tmp_path / "slow.gguf",
-        template="{% for a in range(90000) %}{{ 'x' if a < 3 }}{% endfor %}" + TEMPLATE,
+def test_a_named_session_goes_on_in_another_process(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "h.gguf", hybrid=True, n_ctx_train=4096)
+    folder = str(tmp_path / "sessions")
+    first = replace(ask("x" * 700), session="s/1")
+    with Engine(path, n_threads=1, session_folder=folder) as engine:
+        said = join(list(engine.chat(first)))
+        deadline_s = time.monotonic() + 30
+        while not list(Path(folder).glob("*.state")) and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+    messages = (
+        *first.messages,
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": "On."},
     )
-    with Engine(slow, n_threads=1) as engine:
-        monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 0.001)
-        error = fail(list(engine.chat(ask("x"))))
-        assert isinstance(error, TemplateError)  # and no death: ours to end
-        assert "chat_template did not finish" in error.message
-        with pytest.raises(TemplateError, match="did not finish"):
-            engine.render(ask("x"))
-        monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 60.0)
-        assert end(list(engine.chat(ask("x")))).reason == "length"
+    longer = replace(first, messages=messages)
+    with Engine(path, n_threads=1, session_folder=folder) as engine:
+        events = list(engine.chat(longer))
+        again = list(engine.chat(replace(longer, session="another")))
+    with Engine(path, n_threads=1) as engine:
+        fresh = list(engine.chat(longer))
+    assert end(events).usage.reused_tokens > 700
+    assert end(fresh).usage.reused_tokens == 0
+    assert join(events) == join(fresh) == join(again)
 
 
-# ---- the process -----------------------------------------------------------------------------
-
-CLIENT = """
-import sys
-from pathlib import Path
-from localcascade.engine.client import Engine
-from localcascade.prompt.events import ChatRequest, Delta, Sampling
-
-def ask(n_tokens):
-    request = ChatRequest(({"role": "user", "content": "x"},), thinking=False,
-                          sampling=Sampling(temperature=0, max_tokens=n_tokens))
-    return engine.chat(request)
-
-engine = Engine(Path(sys.argv[1]), n_threads=1, n_ctx=100000)
-"""
+@pytest.mark.parametrize(("cache_type", "most"), [("q8_0", 1e-3), ("q4_0", 0.1)])
+def test_a_quantized_cache_says_much_the_same(tmp_path: Path, cache_type: str, most: float) -> None:
+    heads = {"attention.head_count": 10, "attention.head_count_kv": 5, "rope.dimension_count": 32}
+    metadata = {f"llama.{key}": value for key, value in heads.items()}
+    path = write_model(tmp_path / "m.gguf", metadata=metadata)  # type: ignore[arg-type]
+    tokens = list(range(40, 120))
+    small = Engine(path, n_threads=1, cache_type=cache_type, n_batch=32, n_parallel=2)
+    with Engine(path, n_threads=1) as plain, small as engine:
+        expected, ours = plain.logits(tokens), engine.logits(tokens)
+    error = np.square(ours - expected).mean() / np.square(expected).mean()
+    assert 1e-7 < error < most
 
 
-def start_client(path: Path, script: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CLIENT + script, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        **options,  # type: ignore[call-overload]
-    )
+def test_what_a_cache_cannot_be_is_told_in_llamas_words(path: Path) -> None:
+    with Engine(path, cache_type="q8_0") as engine, pytest.raises(NativeError) as caught:
+        engine.load()  # 80 values a head are no whole number of blocks
+    assert "block" in caught.value.hint
 
 
-def test_no_worker_outlives_a_killed_client(path: Path) -> None:
-    script = "for event in ask(None):\n    isinstance(event, Delta) and print('on', flush=True)"
-    with start_client(path, script) as client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "on\n"
-        (worker,) = find_workers(client.pid)
-        client.kill()
-        gone, alive = psutil.wait_procs([worker], timeout=10)
-    assert (len(gone), alive) == (1, [])
+def test_senseless_options_are_misuse(path: Path) -> None:
+    for options in ({"n_parallel": 0}, {"cache_type": "f12"}, {"checkpoint_bytes": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Engine(path, **options)
+    with pytest.raises(TypeError):
+        Engine(path, colour="red")
 
 
-def test_no_worker_outlives_a_client_whose_fork_holds_the_socket(path: Path) -> None:
-    script = """
-import os, time
-engine.load()
-if os.fork() != 0:
-    print("on", flush=True)
-time.sleep(60)
-"""
-    with start_client(path, script, start_new_session=True) as client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "on\n"
-        (worker,) = find_workers(client.pid)
-        client.kill()
-        _, alive = psutil.wait_procs([worker], timeout=10)
-        os.killpg(client.pid, signal.SIGKILL)
-    assert alive == []
-
-
-def test_ctrl_c_reaches_only_the_client(path: Path) -> None:
-    script = """
-try:
-    for event in ask(None):
-        if isinstance(event, Delta):
-            print("on", flush=True)
-except KeyboardInterrupt:
-    print("interrupted")
-print(sum(isinstance(event, Delta) for event in ask(5)) > 0, engine.load().n_vocab)
-engine.close()
-"""
-    with start_client(path, script, start_new_session=True) as client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "on\n"
-        (worker,) = find_workers(client.pid)
-        worker.send_signal(signal.SIGINT)  # from another terminal: ignored
-        os.killpg(client.pid, signal.SIGINT)  # what Ctrl-C does
-        rest = client.stdout.read().split("\n")
-        assert client.wait(30) == 0
-    assert rest[-3:] == ["interrupted", "True 265", ""]
-
-
-def test_what_lies_in_the_working_directory_is_not_run(path: Path, tmp_path: Path) -> None:
-    for name in ("json", "numpy", "llama_cpp", "jinja2", "psutil", "localcascade"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    code = CLIENT.replace("import sys", "import sys; sys.path.remove('')", 1)
-    subprocess.run(
-        [sys.executable, "-c", code + "engine.load(); engine.close()", str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "unwanted"),
-    [
-        ("client", ["llama_cpp", "numpy", "textual", "typer", "rich", "jinja2", "ctypes"]),
-        ("worker", ["textual", "typer", "rich", "pydantic", "gguf", "quantize.convert"]),
-    ],
-)
-def test_imports_no_more_than_it_needs(module: str, unwanted: list[str]) -> None:
-    code = f"import json, sys, localcascade.engine.{module}; print(json.dumps([*sys.modules]))"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT, text=True
-    )
-    assert set(unwanted).isdisjoint(json.loads(ran.stdout.splitlines()[-1]))
-
-
-def test_every_error_of_a_load_is_typed(tmp_path: Path) -> None:
-    with Engine(tmp_path / "absent.gguf") as engine:
-        with pytest.raises(CascadeError, match=r"absent\.gguf"):
-            engine.load()
-        with pytest.raises(CascadeError, match=r"absent\.gguf"):
-            engine.tokenize("x")
+def test_a_token_that_does_not_exist_cannot_be_favoured(engine: Engine) -> None:
+    request = ask("x")
+    sampling = replace(request.sampling, logit_bias={265: 1.0})
+    error = fail(list(engine.chat(replace(request, sampling=sampling))))
+    assert isinstance(error, ValueError)
+    assert "265" in str(error)

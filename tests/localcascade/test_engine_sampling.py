@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from localcascade.engine.sampling import (
     N_SEEDS,
     Resolved,
+    check_request,
     check_sampling,
     plan_chain,
     resolve_sampling,
 )
-from localcascade.prompt.events import Sampling
+from localcascade.prompt.budget import ThinkingBudget
+from localcascade.prompt.events import ChatRequest, Sampling
 
 FILE = {
     "general.sampling.temp": "0.600000",
@@ -56,18 +58,18 @@ def test_any_whole_number_is_a_seed_but_never_the_one_that_means_draw(seed: int)
 
 
 def test_temperature_zero_is_greedy_whatever_else_is_set() -> None:
-    assert plan_chain(Resolved(0, 0.5, 10, 0.1, 3)) == (("greedy", ()),)
+    assert plan_chain(Resolved(0, 0.5, 10, 0.1, 3), 100) == (("greedy", ()),)
 
 
 def test_chain_has_the_filters_then_temperature_then_the_draw() -> None:
-    assert plan_chain(Resolved(0.7, 0.9, 40, 0.05, 3)) == (
+    assert plan_chain(Resolved(0.7, 0.9, 40, 0.05, 3), 100) == (
         ("top_k", (40,)),
         ("top_p", (0.9,)),
         ("min_p", (0.05,)),
         ("temperature", (0.7,)),
         ("draw", (3,)),
     )
-    assert plan_chain(Resolved(0.7, 1, 0, 0, 3)) == (("temperature", (0.7,)), ("draw", (3,)))
+    assert plan_chain(Resolved(0.7, 1, 0, 0, 3), 9) == (("temperature", (0.7,)), ("draw", (3,)))
 
 
 @pytest.mark.parametrize(
@@ -86,3 +88,37 @@ def test_chain_has_the_filters_then_temperature_then_the_draw() -> None:
 def test_a_senseless_value_is_refused_by_name(sampling: Sampling, name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} is "):
         check_sampling(sampling)
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (ChatRequest((), n=0), "n is 0"),
+        (ChatRequest((), logprobs=21), "logprobs is 21"),
+        (ChatRequest((), thinking_budget=ThinkingBudget(tokens=0)), "thinking budget is 0"),
+        (ChatRequest((), sampling=Sampling(repeat_penalty=0.0)), "repeat_penalty is 0"),
+        (ChatRequest((), sampling=Sampling(presence_penalty=float("nan"))), "presence_penalty"),
+        (ChatRequest((), sampling=Sampling(logit_bias={3: float("inf")})), "logit_bias is inf"),
+        (ChatRequest((), sampling=Sampling(stop=("a", ""))), "stop: an empty text"),
+        (ChatRequest((), sampling=Sampling(grammar="", json_schema={})), "at once"),
+    ],
+)
+def test_a_senseless_request_is_refused(request_: ChatRequest, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check_request(request_)
+
+
+def test_biases_and_penalties_come_before_all_and_with_greedy_too() -> None:
+    resolved = resolve_sampling(
+        Sampling(temperature=0, top_k=5, logit_bias={3: 1.0}, frequency_penalty=0.5), {}
+    )
+    assert plan_chain(resolved, 100) == (
+        ("logit_bias", (100, {3: 1.0})),
+        ("penalties", (100, 2**16, 1.0, 0.5, 0.0)),
+        ("greedy", ()),
+    )
+
+
+def test_answers_to_one_request_have_seeds_of_their_own() -> None:
+    seeds = [resolve_sampling(Sampling(seed=N_SEEDS - 1), {}, index).seed for index in range(3)]
+    assert seeds == [N_SEEDS - 1, 0, 1]

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from localcascade.engine import _llama
-from localcascade.engine.model import N_BATCH, Log, Model, choose_gpu_layers
-from localcascade.engine.session import Session
+from localcascade.engine.composer import Prompt
+from localcascade.engine.model import N_BATCH, Model, choose_gpu_layers
+from localcascade.engine.session import Session, count_common
 from localcascade.engine.wire import LoadOptions
 from localcascade.errors import ContextFull, ModelFileError
+from localcascade.prompt.events import ChatRequest, ContextEnd, Done, PromptProgress, Sampling
 from tests.localcascade.bare import BareModel
+from tests.localcascade.local_engine import GREEDY, LocalEngine, load
 from tests.localcascade.models import (
     CALL,
     CALL_TEXT,
@@ -24,7 +27,6 @@ from tests.localcascade.models import (
     write_model,
 )
 
-GREEDY = (("greedy", ()),)
 PROMPT = [104, 101, 108, 108, 111, 256, 257, 7, 200, 31]
 
 
@@ -48,32 +50,19 @@ def model(path: Path) -> Model:
 
 @pytest.fixture
 def session(model: Model) -> Session:
+    _llama.clear_memory(model.context)
     session = Session(model)
     session.read_logits([1])  # leaves something behind that must not matter
     return session
 
 
-def load(path: Path, options: LoadOptions | None = None) -> Model:
-    log = Log()
-    _llama.set_log(log.write)
-    _llama.start_backend()
-    return Model(path, options or LoadOptions(n_threads=1), log, lambda share: None)
+@pytest.fixture
+def engine(model: Model, session: Session) -> LocalEngine:
+    return LocalEngine(model)
 
 
-def read(session: Session, prompt: list[int]) -> int:
-    """Read a prompt to its end; how many of its tokens were reused."""
-    *_, last = session.read_prompt(prompt)
-    assert last.done == last.total == len(prompt)
-    return last.reused
-
-
-def generate(session: Session, n_tokens: int) -> list[int]:
-    return list(session.generate(GREEDY, n_tokens))
-
-
-def test_greedy_tokens_equal_a_bare_loop(session: Session, bare: BareModel) -> None:
-    read(session, PROMPT)
-    assert generate(session, 60) == bare.generate(PROMPT, 60)
+def test_greedy_tokens_equal_a_bare_loop(engine: LocalEngine, bare: BareModel) -> None:
+    assert engine.go_on(PROMPT, 60).tokens == bare.generate(PROMPT, 60)
 
 
 def test_logits_equal_a_bare_loop(session: Session, bare: BareModel) -> None:
@@ -92,60 +81,61 @@ def test_more_tokens_than_a_batch_give_the_logits_of_each(
 
 
 def test_a_prompt_longer_than_a_batch_is_read_in_parts(path: Path) -> None:
-    session = Session(load(path, LoadOptions(n_ctx=2048, n_threads=1)))
-    steps = list(session.read_prompt([65] * (2 * N_BATCH + 9)))
-    assert [step.done for step in steps] == [0, N_BATCH, 2 * N_BATCH, 2 * N_BATCH + 9]
+    engine = LocalEngine(load(path, LoadOptions(n_ctx=2048, n_threads=1)))
+    heard = engine.go_on([65] * (2 * N_BATCH + 9), 1)
+    steps = [event.done for event in heard.events if isinstance(event, PromptProgress)]
+    assert steps == [0, N_BATCH, 2 * N_BATCH, 2 * N_BATCH + 9]
 
 
-def test_what_follows_the_state_is_not_read_again(session: Session, bare: BareModel) -> None:
-    read(session, PROMPT)
-    said = generate(session, 5)
+def test_what_follows_the_state_is_not_read_again(engine: LocalEngine, bare: BareModel) -> None:
+    said = engine.go_on(PROMPT, 5).tokens
     longer = [*PROMPT, *said[:4], 65, 66]  # the last token said is not in the state
-    assert read(session, longer) == len(PROMPT) + 4
-    assert generate(session, 20) == bare.generate(longer, 20)
+    heard = engine.go_on(longer, 20)
+    assert heard.n_reused == len(PROMPT) + 4
+    assert heard.tokens == bare.generate(longer, 20)
 
 
-def test_the_same_prompt_again_says_the_same(session: Session, model: Model) -> None:
-    read(session, PROMPT)
-    first = generate(session, 30)
-    reused = read(session, PROMPT)
-    hybrid = model.metadata["general.architecture"] == "nemotron_h"
-    assert reused == (0 if hybrid else len(PROMPT) - 1)  # hybrid memory cannot rewind
-    assert generate(session, 30) == first
+def test_the_same_prompt_again_says_the_same(engine: LocalEngine, model: Model) -> None:
+    first, second = (engine.go_on(PROMPT, 30) for _ in range(2))
+    # Hybrid memory cannot rewind, and a bare prompt has no place worth a checkpoint.
+    assert second.n_reused == (0 if model.has_recurrent_state else len(PROMPT) - 1)
+    assert second.tokens == first.tokens
 
 
 def test_a_prompt_that_parts_from_the_state_is_not_polluted(
-    session: Session, bare: BareModel
+    engine: LocalEngine, bare: BareModel
 ) -> None:
-    read(session, PROMPT)
-    generate(session, 10)
+    engine.go_on(PROMPT, 10)
     other = [*PROMPT[:4], 90, 91, 92]
-    read(session, other)
-    assert generate(session, 20) == bare.generate(other, 20)
+    assert engine.go_on(other, 20).tokens == bare.generate(other, 20)
 
 
 def test_a_read_that_was_left_midway_can_go_on(path: Path) -> None:
     prompt = [(3 * i) % 256 for i in range(2 * N_BATCH)]
-    left, whole = (Session(load(path, LoadOptions(n_ctx=2048, n_threads=1))) for _ in range(2))
-    reading = left.read_prompt(prompt)
-    next(reading), next(reading)
-    reading.close()
-    assert read(left, prompt) == N_BATCH
-    read(whole, prompt)
-    assert generate(left, 10) == generate(whole, 10)
+    left, whole = (LocalEngine(load(path, LoadOptions(n_ctx=2048, n_threads=1))) for _ in range(2))
+    request = ChatRequest((), sampling=GREEDY)
+    reading = left.start(request, Prompt(request, tuple(prompt), opens_thinking=False))
+    left.scheduler.step()
+    reading.wishes.is_cancelled = True
+    left.finish()
+    assert reading.find_done().reason == "cancelled"
+    again = left.go_on(prompt, 10)
+    assert again.n_reused == N_BATCH
+    assert again.tokens == whole.go_on(prompt, 10).tokens
 
 
-def test_generation_ends_with_the_context(session: Session, model: Model) -> None:
+def test_generation_ends_with_the_context(engine: LocalEngine, model: Model) -> None:
     n_ctx = model.info.n_ctx
-    read(session, [65] * (n_ctx - 3))
-    assert len(list(session.generate(GREEDY, None))) == 4  # the last one is never decoded
-    assert read(session, [66] * n_ctx) == 0
-    assert len(list(session.generate(GREEDY, None))) == 1
+    heard = engine.go_on([65] * (n_ctx - 3), None)
+    assert len(heard.tokens) == 4  # the last one is never decoded
+    assert heard.find_done().reason == "length"
+    assert [type(event) for event in heard.events[-2:]] == [ContextEnd, Done]
+    assert len(engine.go_on([66] * n_ctx, None).tokens) == 1
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(session: Session) -> None:
+def test_logits_longer_than_the_context_are_refused_with_both_counts(session: Session) -> None:
     with pytest.raises(ContextFull) as caught:
-        read(session, [65] * 513)
+        session.read_logits([65] * 513)
     assert (caught.value.need_tokens, caught.value.have_tokens) == (513, 512)
 
 
@@ -189,19 +179,28 @@ def test_logits_of_no_token_or_a_foreign_one_are_refused(
         session.read_logits(tokens)
 
 
-def test_the_same_seed_draws_the_same_and_another_does_not(session: Session) -> None:
+def test_the_same_seed_draws_the_same_and_another_does_not(engine: LocalEngine) -> None:
     def draw(seed: int) -> list[int]:
-        read(session, PROMPT)
-        return list(session.generate((("temperature", (5.0,)), ("draw", (seed,))), 20))
+        return engine.go_on(PROMPT, 20, Sampling(temperature=5.0, top_p=1, seed=seed)).tokens
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
 
 
-def test_top_k_of_one_is_greedy(session: Session, bare: BareModel) -> None:
-    read(session, PROMPT)
-    chain = (("top_k", (1,)), ("temperature", (3.0,)), ("draw", (5,)))
-    assert list(session.generate(chain, 20)) == bare.generate(PROMPT, 20)
+def test_top_k_of_one_is_greedy(engine: LocalEngine, bare: BareModel) -> None:
+    sampling = Sampling(top_k=1, temperature=3.0, seed=5)
+    assert engine.go_on(PROMPT, 20, sampling).tokens == bare.generate(PROMPT, 20)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counting_common_tokens(seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    left = dice.integers(0, 9, 300).tolist()
+    for n_same in (0, 1, 7, 150, 299, 300):
+        right = [*left[:n_same], 9, *dice.integers(0, 9, 50).tolist()]
+        assert count_common(left, right) == count_common(right, left) == n_same
+    assert count_common(left, left[:100]) == 100
+    assert count_common(left, []) == 0
 
 
 def test_vocabulary_tells_special_tokens_from_text(model: Model) -> None:
@@ -239,8 +238,8 @@ def test_what_llama_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
 
 
 def test_layers_go_to_a_gpu_only_if_there_is_one() -> None:
-    cpu = _llama.Device("CPU", "some CPU", "cpu")
-    gpu = _llama.Device("CUDA0", "some card", "gpu")
+    cpu = _llama.Device("CPU", "some CPU", "cpu", 0, 0)
+    gpu = _llama.Device("CUDA0", "some card", "gpu", 0, 0)
     assert choose_gpu_layers(None, (cpu,)) == 0
     assert choose_gpu_layers(None, (gpu, cpu)) == -1
     assert choose_gpu_layers(7, (gpu, cpu)) == 7

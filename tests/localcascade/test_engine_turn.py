@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 import pytest
 
-from localcascade.engine.session import Session
-from localcascade.engine.turn import Turn
+from localcascade.engine.composer import Prompt
 from localcascade.prompt.events import (
+    ChatRequest,
     Delta,
     Done,
     Event,
@@ -17,7 +16,7 @@ from localcascade.prompt.events import (
     Sampling,
     ToolCall,
 )
-from localcascade.prompt.parser import OutputParser
+from tests.localcascade.local_engine import GREEDY, LocalEngine, load
 from tests.localcascade.models import (
     CALL,
     END_THINK,
@@ -26,10 +25,8 @@ from tests.localcascade.models import (
     TOOL_CALL,
     write_model,
 )
-from tests.localcascade.test_engine_session import load
 
 START = 10
-GREEDY = Sampling(temperature=0)
 
 
 def run(
@@ -40,17 +37,16 @@ def run(
     thinking: bool = False,
     n_steps: int | None = None,
 ) -> list[Event]:
-    """Let a model say a script after START; n_steps is how often it may go on."""
+    """Let a model say a script after START; n_steps is after how many steps it is cancelled."""
     model = load(write_model(path / "script.gguf", script=[START, *script]))
-    steps = count()
-    turn = Turn(
-        model,
-        Session(model),
-        OutputParser(thinking, True),
-        "thinking" if thinking else "answer",
-        lambda: n_steps is not None and next(steps) >= n_steps,
-    )
-    return list(turn.run([1, 2, START], sampling))
+    engine = LocalEngine(model)
+    request = ChatRequest((), tools=({"name": "now"},), sampling=sampling)
+    heard = engine.start(request, Prompt(request, (1, 2, START), opens_thinking=thinking))
+    for _ in range(n_steps or 0):
+        engine.scheduler.step()
+    heard.wishes.is_cancelled = n_steps is not None
+    engine.finish()
+    return heard.events
 
 
 def join(events: list[Event], channel: str) -> str:
@@ -118,17 +114,16 @@ def test_the_contexts_end_says_length(tmp_path: Path) -> None:
     assert end(events).usage.completion_tokens == 512 - 3 + 1
 
 
-def test_a_cancel_while_generating_stops_at_the_next_token(tmp_path: Path) -> None:
-    events = run(tmp_path, [*b"abcdef", IM_END], n_steps=5)
+def test_a_cancel_while_generating_stops_before_the_next_token(tmp_path: Path) -> None:
+    events = run(tmp_path, [*b"abcdef", IM_END], n_steps=3)
     assert end(events).reason == "cancelled"
-    # Asked twice while reading, once before the first token, then after each.
     assert join(events, "answer") == "abc"
 
 
-def test_a_cancel_while_reading_stops_before_the_first_token(tmp_path: Path) -> None:
+def test_a_cancel_before_it_began_reads_nothing(tmp_path: Path) -> None:
     events = run(tmp_path, [*b"abc", IM_END], n_steps=0)
+    assert [type(event) for event in events] == [Done]
     assert end(events).reason == "cancelled"
-    assert join(events, "answer") == ""
 
 
 def test_timings_add_up(tmp_path: Path) -> None:

@@ -22,14 +22,17 @@ from localcascade.engine.wire import (
     encode_error,
     encode_event,
 )
+from localcascade.prompt.budget import ThinkingBudget
 from localcascade.prompt.events import (
     ChatRequest,
+    ContextEnd,
     Delta,
     Done,
     Event,
     PromptProgress,
     Sampling,
     Timings,
+    TokenLogprob,
     ToolCall,
     Usage,
 )
@@ -66,7 +69,13 @@ def test_a_chat_request_arrives_as_it_was(text: str, arguments: object) -> None:
         messages=({"role": "user", "content": text}, {"role": "tool", "arguments": arguments}),
         tools=({"type": "function", "function": {"name": text}},),
         thinking=False,
-        sampling=Sampling(temperature=0.5, seed=3),
+        sampling=Sampling(
+            temperature=0.5, seed=3, logit_bias={7: -1.5}, stop=(text or "x",), json_schema={}
+        ),
+        n=3,
+        logprobs=2,
+        thinking_budget=ThinkingBudget(tokens=9),
+        session=text,
     )
     frame = pass_over(encode_chat_request(request))
     assert isinstance(frame, dict)
@@ -78,14 +87,17 @@ def test_a_chat_request_arrives_as_it_was(text: str, arguments: object) -> None:
     [
         PromptProgress(3, 9, 2),
         Delta("é\n\x00", "thinking"),
+        Delta("x", "answer", 2),
         ToolCall("call_0", "calculator", {"a": [1, {"b": None}]}),
-        Done("tool_calls", Usage(1, 2, 3, 4), Timings(0.5, 1.0, 2.0, 2.0)),
+        TokenLogprob("x", -0.5, (("x", -0.5), ("y", -1.25)), 1),
+        ContextEnd(512, (3, 9), 1),
+        Done("tool_calls", Usage(1, 2, 3, 4), Timings(0.5, 1.0, 2.0, 2.0), 1),
     ],
 )
 def test_an_event_arrives_as_it_was(event: Event) -> None:
-    frame = pass_over({"id": 1, "kind": "event", **encode_event(event)})
-    assert isinstance(frame, dict)
-    assert decode_event(frame) == event
+    encoded = pass_over(encode_event(event))
+    assert isinstance(encoded, list)
+    assert decode_event(encoded) == event
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,7 @@ def test_an_event_arrives_as_it_was(event: Event) -> None:
     [
         errors.ModelFileError(Path("a.gguf"), "is odd", tensor="t", hint="Look."),
         errors.TemplateError("line 3", "Look."),
-        errors.ContextFull(900, 512),
+        errors.ContextFull(900, 512, [3, 897]),
         errors.NativeError("llama_decode", -3),
         ValueError("temperature is 9"),
     ],

@@ -177,3 +177,32 @@ def test_free_disk_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "darwin", reason="Macs have such a GPU")
 def test_no_apple_gpu_elsewhere() -> None:
     assert all(gpu.vendor != "Apple" for gpu in hardware.find_gpus())
+
+
+def test_a_list_of_processors_is_counted() -> None:
+    # /sys/devices/cpu_atom/cpus of a Core i9-13900K, and lists with single numbers.
+    assert hardware.count_cpu_list("16-31\n") == 16
+    assert hardware.count_cpu_list("0-3,8,10-11") == 7
+    assert hardware.count_cpu_list("") == 0
+
+
+def test_kinds_of_cores_are_all_cores() -> None:
+    cores = hardware.count_cores()
+    assert cores.performance + cores.efficiency == hardware.count_physical_cores()
+
+
+# nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv,noheader,nounits
+COMPUTE_APPS = "2291, /usr/bin/python3.11, 20480\n311, C:\\\\x, [N/A]\n99, /opt/a, b/blender, 512\n"
+
+
+def test_programs_on_a_gpu_are_listed() -> None:
+    first, second = hardware.parse_compute_apps(COMPUTE_APPS)
+    assert (first.pid, first.name, first.held_bytes) == (2291, "python3.11", 20 << 30)
+    assert (second.pid, second.name, second.held_bytes) == (99, "blender", 512 << 20)
+    assert first.is_gpu
+
+
+def test_this_process_is_not_among_those_that_hold_memory() -> None:
+    holders = hardware.find_memory_holders(5)
+    assert os.getpid() not in [holder.pid for holder in holders]
+    assert [h.held_bytes for h in holders] == sorted((h.held_bytes for h in holders), reverse=True)

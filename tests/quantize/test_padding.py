@@ -11,9 +11,8 @@ import pytest
 from quantize.convert import execute_recipe, quantize_checkpoint
 from quantize.errors import TypeMismatch, UnsupportedModel
 from quantize.families import describe_model
-from quantize.ggml import type_named
 from quantize.gguf import open_gguf
-from quantize.recipe import plan_recipe
+from quantize.recipe import plan_recipe, round_widths
 from quantize.safetensors import open_checkpoint
 from quantize.tokenizer import read_tokenizer
 from tests.llama import compute_logits
@@ -56,9 +55,9 @@ def test_f32_logits_stay(config: dict[str, Any], widths: Any, tmp_path: Path) ->
 def quantize_padded(source: Path, output: Path) -> None:
     """Write f32, which rounds nothing, with the widths that a superblock type would need."""
     with open_checkpoint(source) as checkpoint:
-        model = describe_model(checkpoint, block=256)
+        model = describe_model(checkpoint, round_widths(describe_model(checkpoint).widths, 256))
         vocabulary = read_tokenizer(source, model.n_embeddings, checkpoint.config)
-        recipe = plan_recipe(checkpoint, model, vocabulary, type_named("f32"), name="padded")
+        recipe = plan_recipe(checkpoint, model, vocabulary, {}, name="padded")
         execute_recipe(checkpoint, recipe, output)
 
 

@@ -1,0 +1,220 @@
+"""What the chat costs: a long answer that streams, a long session that opens, the first paint.
+
+    python bench/tui.py [--tokens 20000] [--messages 2000]
+
+Headless. An answer of 20,000 tokens comes at 200 tokens a second, told of six times a second, so
+in 600 writes; each is let through until it is painted, and its processor time is measured. So the
+share of one core is the sum of the writes over 100 seconds, the worst pause the costliest write
+(processor time again, as others may use the machine), and flatness the last quarter of the writes
+over the first. Prose, one long list, one long fence, one big table, and maths; a session of 2,000
+messages from nothing to painted; and the seconds from the command to the first paint, in a process
+of its own. Writes bench/results/tui.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import gc
+import itertools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results" / "tui.csv"
+TOKENS_PER_S = 200
+WRITES_PER_S = 6
+TOKEN_CHARACTERS = 4
+SIZE = (120, 40)
+GOALS = {"share": 0.15, "worst_ms": 50.0, "open_s": 0.5, "paint_s": 0.4}
+
+FIRST_PAINT = """
+import os, pty, subprocess, sys, time
+begun = time.monotonic()
+pid, master = pty.fork()
+if pid == 0:
+    os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="30")
+    os.execv(sys.executable, [sys.executable, "-m", "localcascade", "chat", sys.argv[1]])
+seen = b""
+while b"Ask anything" not in seen:
+    seen += os.read(master, 65536)
+print(time.monotonic() - begun)
+os.kill(pid, 9)
+"""
+
+WORDS = ["the", "model", "reads", "a", "long", "line", "of", "words", "and", "**marks**", "some", "of", "them", "while", "others", "stay", "`plain`", "so", "that", "nothing", "is", "too", "regular", "for", "a", "reader", "who", "looks", "at", "all", "of", "it", "with", "care", "and", "patience"]
+
+
+def write_prose() -> Iterator[str]:
+    """Paragraphs of about 80 words, with a heading now and then."""
+    words = itertools.cycle(WORDS)
+    for number in itertools.count(1):
+        if number % 8 == 0:
+            yield f"\n\n## Part {number}\n\n"
+        yield " ".join(itertools.islice(words, 83)) + ".\n\n"
+
+
+def write_list() -> Iterator[str]:
+    """One list without an end."""
+    words = itertools.cycle(WORDS)
+    for number in itertools.count(1):
+        yield f"{number}. {' '.join(itertools.islice(words, 14))}\n"
+
+
+def write_code() -> Iterator[str]:
+    """One fence without an end."""
+    yield "```python\n"
+    for number in itertools.count(1):
+        yield f"def function_{number}(a: int, b: str = 'x') -> int:\n    return a * {number}  # why\n\n"
+
+
+def write_table() -> Iterator[str]:
+    """One table without an end."""
+    yield "| Number | Square | What it is |\n|---:|---:|:---|\n"
+    words = itertools.cycle(WORDS)
+    for number in itertools.count(1):
+        yield f"| {number} | {number**2} | {' '.join(itertools.islice(words, 6))} |\n"
+
+
+def write_maths() -> Iterator[str]:
+    """Steps with formulas inside the lines and between them."""
+    for number in itertools.count(1):
+        yield f"We know that $x_{{{number}}} = \\frac{{a+{number}}}{{b}}$ and $\\alpha \\le \\beta$, "
+        yield f"therefore\n\n$$\\sum_{{k=1}}^{{{number}}} \\frac{{1}}{{k^2}} \\le \\sqrt{{2}}$$\n\n"
+
+
+KINDS = {
+    "prose": write_prose, "list": write_list, "code": write_code, "table": write_table,
+    "maths": write_maths,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What an answer cost."""
+
+    kind: str
+    share: float
+    """Of one core."""
+    worst_ms: float
+    flatness: float
+    """Mean of the last quarter of the writes over that of the first."""
+
+
+async def measure_stream(kind: str, n_tokens: int) -> Stream:
+    """Stream one answer into the chat."""
+    from localcascade.chat.conversation import Conversation, MemoryJournal
+    from localcascade.chat.turn import Turn
+    from localcascade.prompt.events import Delta
+    from localcascade.tui.app import ChatApp, Opening
+    from localcascade.tui.speaker import TurnMoved
+    from tests.localcascade.scripted_engine import ScriptedEngine
+
+    tokens = cut_tokens(KINDS[kind](), n_tokens)
+    opening = Opening(Conversation(MemoryJournal()), "bench", ScriptedEngine([[None]]))
+    app = ChatApp(opening, lambda _name: opening)
+    costs: list[float] = []
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press("x", "enter")
+        await pilot.pause(0.5)
+        turn = Turn(0.0)
+        gc.collect()
+        gc.freeze()
+        for at in range(0, len(tokens), TOKENS_PER_S // WRITES_PER_S):
+            begun_s = time.process_time()
+            for number, token in enumerate(tokens[at : at + TOKENS_PER_S // WRITES_PER_S]):
+                turn.take(Delta(token, "answer"), (at + number) / TOKENS_PER_S)
+            app.screen.post_message(TurnMoved(turn))
+            await pilot.pause()
+            costs.append(time.process_time() - begun_s)
+    return Stream(kind, *judge_costs(costs, n_tokens))
+
+
+def cut_tokens(parts: Iterator[str], n_tokens: int) -> list[str]:
+    """Cut a text without an end into pieces of the size of tokens."""
+    text = ""
+    while len(text) < n_tokens * TOKEN_CHARACTERS:
+        text += next(parts)
+    return [text[at : at + TOKEN_CHARACTERS] for at in range(0, len(text), TOKEN_CHARACTERS)]
+
+
+def judge_costs(costs: Sequence[float], n_tokens: int) -> tuple[float, float, float]:
+    """Share of a core, worst write in milliseconds, flatness."""
+    share = sum(costs) / (n_tokens / TOKENS_PER_S)
+    quarter = len(costs) // 4
+    flatness = statistics.fmean(costs[-quarter:]) / statistics.fmean(costs[:quarter])
+    return share, max(costs) * 1e3, flatness
+
+
+async def measure_opening(n_messages: int) -> float:
+    """Seconds of processor time until a long session is painted."""
+    from localcascade.chat.conversation import Conversation, MemoryJournal, Message
+    from localcascade.tui.app import ChatApp, Opening
+    from tests.localcascade.scripted_engine import ScriptedEngine
+
+    text = "".join(itertools.islice(write_prose(), 3)) + "".join(itertools.islice(write_maths(), 4))
+    messages = [
+        Message(str(n), str(n - 1) if n else None, "assistant" if n % 2 else "user", text)
+        for n in range(n_messages)
+    ]
+    opening = Opening(Conversation(MemoryJournal(), messages), "bench", ScriptedEngine([[None]]))
+    app = ChatApp(opening, lambda _name: opening)
+    begun_s = time.process_time()
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.pause()
+        return time.process_time() - begun_s
+
+
+def measure_paint(model: str) -> float:
+    """Seconds from the command to the first paint, the best of five."""
+    command = [sys.executable, "-c", FIRST_PAINT, model]
+    runs = [subprocess.run(command, capture_output=True, text=True, cwd=ROOT) for _ in range(5)]
+    return min(float(run.stdout) for run in runs)
+
+
+def main() -> None:
+    """Measure everything, print it and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--messages", type=int, default=2_000)
+    parser.add_argument("--model", default="tiny", help="installed model for the first paint")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    rows: list[tuple[str, str, float, float | str]] = []
+    for kind in KINDS:
+        stream = asyncio.run(measure_stream(kind, options.tokens))
+        rows.append((kind, "share of a core", stream.share, GOALS["share"]))
+        rows.append((kind, "worst write, ms", stream.worst_ms, GOALS["worst_ms"]))
+        rows.append((kind, "last quarter / first", stream.flatness, ""))
+    opening_s = asyncio.run(measure_opening(options.messages))
+    rows.append(("session", f"{options.messages} messages, s", opening_s, GOALS["open_s"]))
+    rows.append(("start", "first paint, s", measure_paint(options.model), GOALS["paint_s"]))
+    for row in rows:
+        print(f"{row[0]:8} {row[1]:24} {row[2]:8.3f}   goal {row[3]}")
+    keep(rows)
+
+
+def keep(rows: Sequence[tuple[str, str, float, float | str]]) -> None:
+    """Write the table."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["what", "figure", "value", "goal", "machine"])
+        machine = (
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        writer.writerows(
+            [what, figure, f"{v:.4f}", goal, machine] for what, figure, v, goal in rows
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What an engine is asked: a path of messages as a request, to answer, go on or summarize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from localcascade.chat.conversation import Message
+from localcascade.prompt.budget import ThinkingBudget
+from localcascade.prompt.events import ChatRequest, Sampling
+
+CONTINUE = "Go on exactly where you stopped, without repeating anything."
+SUMMARIZE = (
+    "Summarize our conversation so far, so that you could go on with it from your summary alone. "
+    "Keep every fact, number, name, decision, open question and piece of code that may matter "
+    "later. Write only the summary."
+)
+SUMMARY_HEAD = "Summary of the conversation so far:\n\n"
+N_KEPT = 2
+"""Messages that compacting leaves as they are: the last question and its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How answers are asked for."""
+
+    thinking: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+    budget_tokens: int | None = None
+    """Of thinking; None is no limit."""
+    system: str = ""
+    """System message."""
+
+
+def compose_request(path: Sequence[Message], manner: Manner, session: str | None) -> ChatRequest:
+    """Ask for an answer to the last message of a path.
+
+    Args:
+        path: From the first message on, the last one a user's.
+        manner: How.
+        session: Name under which the engine keeps the state of the conversation.
+    """
+    budget = ThinkingBudget(tokens=manner.budget_tokens) if manner.budget_tokens else None
+    return ChatRequest(
+        messages=tuple(write_messages(path, manner.system)),
+        thinking=manner.thinking,
+        sampling=manner.sampling,
+        thinking_budget=budget,
+        session=session,
+    )
+
+
+def compose_continuation(
+    path: Sequence[Message], manner: Manner, session: str | None
+) -> ChatRequest:
+    """Ask the model to go on with the last message of a path, its own."""
+    wish = Message("", path[-1].id, "user", CONTINUE)
+    return compose_request((*path, wish), manner, session)
+
+
+def compose_summary(path: Sequence[Message], manner: Manner) -> ChatRequest:
+    """Ask the model to summarize a path, without thinking."""
+    wish = Message("", path[-1].id, "user", SUMMARIZE)
+    quiet = Manner(False, Sampling(temperature=0.0), system=manner.system)
+    return compose_request((*path, wish), quiet, None)
+
+
+def write_messages(path: Sequence[Message], system: str = "") -> list[dict[str, Any]]:
+    """Write messages in the OpenAI form; all that the system says comes first, as one."""
+    words = [system] if system else []
+    words += [m.text for m in path if m.role == "system"]
+    words += [SUMMARY_HEAD + m.text for m in path if m.role == "summary"]
+    head = [{"role": "system", "content": "\n\n".join(words)}] if words else []
+    return head + [
+        {"role": m.role, "content": m.text} for m in path if m.role in ("user", "assistant")
+    ]
+
+
+def choose_kept(path: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
+    """Part a path into what is summarized, and the last exchange, which stays."""
+    kept = path[-N_KEPT:] if path[-1].role == "assistant" else path[-1:]
+    return path[: len(path) - len(kept)], kept

@@ -1,0 +1,87 @@
+"""Models: loaded, and asked what their files say."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import llama_cpp as lib
+
+from localcascade.engine._llama.binding import ModelHandle, VocabHandle
+from localcascade.errors import NativeError
+
+
+def load_model(
+    path: Path,
+    *,
+    n_gpu_layers: int,
+    use_mmap: bool,
+    use_mlock: bool,
+    use_extra_buffers: bool,
+    on_progress: Callable[[float], bool],
+) -> ModelHandle:
+    """Load a GGUF.
+
+    Args:
+        path: The file.
+        n_gpu_layers: Layers to put on the GPU; -1 is all.
+        use_mmap: Map the file instead of reading it.
+        use_mlock: Keep the weights from being swapped out.
+        use_extra_buffers: Lay weights out anew for this CPU, as list_extra_buffers tells.
+        on_progress: Called with the share done, 0 to 1; False stops the load.
+
+    Returns:
+        Its handle.
+
+    Raises:
+        NativeError: llama.cpp refused the file; why is in its log.
+    """
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = n_gpu_layers
+    # The numbers of the modes are bits: LLAMA_LOAD_MODE_MMAP_MLOCK is both.
+    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP * use_mmap | lib.LLAMA_LOAD_MODE_MLOCK * use_mlock
+    params.use_extra_bufts = use_extra_buffers
+    params.progress_callback = lib.llama_progress_callback(lambda share, _: on_progress(share))
+    model = lib.llama_model_load_from_file(bytes(path), params)
+    if not model:
+        raise NativeError("llama_model_load_from_file", 0)
+    return ModelHandle(model)
+
+
+def get_vocab(model: ModelHandle) -> VocabHandle:
+    """Get a model's vocabulary, which lives as long as the model."""
+    return VocabHandle(lib.llama_model_get_vocab(model))
+
+
+def get_n_ctx_train(model: ModelHandle) -> int:
+    """Get the context length that the model was trained for, in tokens."""
+    return int(lib.llama_model_n_ctx_train(model))
+
+
+def has_recurrent_state(model: ModelHandle) -> bool:
+    """Tell whether a sequence of this model has a state that cannot be rewound."""
+    return bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+
+def read_metadata(model: ModelHandle) -> dict[str, str]:
+    """Read the model's scalar metadata as text.
+
+    Returns:
+        key -> value, as llama.cpp prints it. Arrays are not for reading here.
+    """
+    count = lib.llama_model_meta_count(model)
+    keys = (_read_string(lib.llama_model_meta_key_by_index, model, i) for i in range(count))
+    values = (_read_string(lib.llama_model_meta_val_str_by_index, model, i) for i in range(count))
+    return dict(zip(keys, values, strict=True))
+
+
+def _read_string(call: Any, *arguments: object) -> str:
+    """Run a call that fills (char * buf, size_t size) and returns the whole length, or -1."""
+    length = call(*arguments, None, 0)
+    if length < 0:
+        raise NativeError(call.__name__, length)
+    buffer = ctypes.create_string_buffer(length + 1)
+    call(*arguments, buffer, length + 1)
+    return buffer.value.decode("utf-8", "replace")

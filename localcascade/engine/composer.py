@@ -1,0 +1,188 @@
+"""How a request becomes a prompt: rendered, cut into tokens, with the places to come back to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from localcascade.engine.model import Model
+from localcascade.engine.vocabulary import Vocabulary
+from localcascade.errors import ContextFull, TemplateError
+from localcascade.prompt.events import ChatRequest, Message
+from localcascade.prompt.marks import Segment
+from localcascade.prompt.schema import write_grammar
+from localcascade.prompt.template import Template
+
+N_REMEMBERED = 4096
+"""Segments whose tokens are remembered: those of a long chat are the same at every turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request that was rendered and cut into tokens."""
+
+    request: ChatRequest
+    tokens: tuple[int, ...]
+    opens_thinking: bool
+    """Whether it ends in an open <think>."""
+    marks: tuple[int, ...] = ()
+    """Lengths of the beginnings that later prompts are likely to share, ascending; each is worth
+    a checkpoint."""
+    grammar: str | None = None
+    """GBNF that the answer must follow."""
+
+
+class Composer:
+    """Makes prompts for one model; in one thread.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._vocabulary = model, model.vocabulary
+        self._cut = lru_cache(N_REMEMBERED)(self._cut_segment)
+
+    def compose(self, request: ChatRequest, on_stage: Callable[[str], None]) -> Prompt:
+        """Make the prompt of a request.
+
+        Args:
+            request: The request.
+            on_stage: Called with `template` before one is at work, for it may hang, and with
+                `tokenize` after.
+
+        Returns:
+            The prompt.
+
+        Raises:
+            TemplateError: The template fails, or there is none.
+            ContextFull: The prompt is longer than the context.
+            ValueError: The request's JSON schema or logit bias makes no sense.
+        """
+        on_stage("template")
+        segments = self._render(request)
+        places = {*self._find_places(request, segments)}
+        on_stage("tokenize")
+        tokens = self.tokenize(segments)
+        if len(tokens) > self._model.info.n_ctx:
+            sizes = count_message_tokens(self._vocabulary, request.messages)
+            raise ContextFull(len(tokens), self._model.info.n_ctx, sizes)
+        # The last token is read anew even if the same is asked again, for the logits after it.
+        found = {min(len(self.tokenize(segments[:n])), len(tokens) - 1) for n in places}
+        marks = sorted(found - {0})
+        grammar = self._choose_grammar(request)
+        return Prompt(request, tokens, opens_thinking(segments), tuple(marks), grammar)
+
+    def render(
+        self, request: ChatRequest, on_stage: Callable[[str], None], *, is_complete: bool
+    ) -> Sequence[int]:
+        """Make the tokens of a prompt, whatever their number.
+
+        Args:
+            request: The request.
+            on_stage: As for compose.
+            is_complete: The last message is the answer: leave out the turn that would follow.
+
+        Returns:
+            Token ids.
+
+        Raises:
+            TemplateError: As for compose.
+        """
+        on_stage("template")
+        segments = self._render(request)
+        on_stage("tokenize")
+        tokens = self.tokenize(segments)
+        return cut_opening(tokens, self._vocabulary.is_eog) if is_complete else tokens
+
+    def tokenize(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+        """Cut a rendered prompt into tokens, each segment on its own."""
+        return tuple(token for segment in segments for token in self._cut(segment))
+
+    def _cut_segment(self, segment: Segment) -> tuple[int, ...]:
+        return tuple(self._vocabulary.tokenize_segment(segment))
+
+    @cached_property
+    def _template(self) -> Template:
+        source = self._model.metadata.get("tokenizer.chat_template")
+        if not source:
+            raise TemplateError(
+                f"{self._model.info.name}: the file has no chat template",
+                "Base models cannot chat; convert the checkpoint again if it is a chat model.",
+            )
+        return Template(source, self._vocabulary.special)
+
+    def _render(self, request: ChatRequest) -> list[Segment]:
+        vocabulary = self._vocabulary
+        segments = self._template.render(request, vocabulary.bos_text, vocabulary.eos_text)
+        if not segments:
+            raise TemplateError(f"{self._model.info.name}: the chat template wrote nothing")
+        return segments
+
+    def _find_places(self, request: ChatRequest, segments: Sequence[Segment]) -> Iterator[int]:
+        """Find after how many segments this prompt and those that may follow it part.
+
+        The template decides that: it may write a turn differently once another one follows.
+        So what may follow is rendered, and compared.
+        """
+        if not self._model.has_recurrent_state:
+            return  # it can go back to any place without help
+        for messages in list_continuations(request.messages):
+            try:
+                other = self._render(replace(request, messages=messages))
+            except TemplateError:
+                continue
+            pairs = enumerate(zip(segments, other, strict=False))
+            yield next((i for i, (a, b) in pairs if a != b), min(len(segments), len(other)))
+
+    def _choose_grammar(self, request: ChatRequest) -> str | None:
+        schema = request.sampling.json_schema
+        return request.sampling.grammar if schema is None else write_grammar(schema)
+
+
+def list_continuations(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+    """List conversations that may be asked for after one, or beside it.
+
+    Args:
+        messages: The conversation.
+
+    Yields:
+        Another one with the same system prompt; the same with its last question edited; the next
+        step after a tool's result; and the next question.
+    """
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    asked = [i for i, message in enumerate(messages) if message.get("role") == "user"]
+    if asked:
+        yield (*messages[: asked[0]], question)
+        yield (*messages[: asked[-1]], question)
+    yield (*messages, answer)
+    yield (*messages, answer, question)
+
+
+def count_message_tokens(vocabulary: Vocabulary, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Count about how many tokens each message takes, without what the template adds."""
+    return tuple(
+        len(vocabulary.tokenize(_write_text(message), parse_special=False)) for message in messages
+    )
+
+
+def _write_text(message: Message) -> str:
+    values = (value for key, value in message.items() if key != "role")
+    return "\n".join(
+        value if isinstance(value, str) else json.dumps(value, default=str)
+        for value in values
+        if value is not None
+    )
+
+
+def cut_opening(prompt: Sequence[int], is_end: Callable[[int], bool]) -> Sequence[int]:
+    """Cut off the turn that a prompt opens at its end, if any turn before it was closed."""
+    ends = [i for i, token in enumerate(prompt) if is_end(token)]
+    return prompt[: ends[-1] + 1] if ends else prompt
+
+
+def opens_thinking(segments: Sequence[Segment]) -> bool:
+    """Tell whether a prompt ends inside an open <think>."""
+    return "".join(segment.text for segment in segments[-4:]).rstrip().endswith("<think>")

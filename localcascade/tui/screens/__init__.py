@@ -1,0 +1,1 @@
+"""The screens of the chat, each with its stylesheet beside it."""

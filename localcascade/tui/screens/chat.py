@@ -1,0 +1,443 @@
+"""The chat: the conversation, the line to write in, the gauge; panels that open beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Static
+from textual.worker import Worker
+
+from localcascade.chat.blocks import find_code
+from localcascade.chat.card import Live
+from localcascade.chat.controls import make_safe
+from localcascade.chat.conversation import Message
+from localcascade.chat.exchange import Exchange
+from localcascade.chat.markdown import warm_up
+from localcascade.chat.search import Match, find_matches
+from localcascade.chat.turn import Turn
+from localcascade.prompt.events import ChatRequest
+from localcascade.tui import speaker
+from localcascade.tui.editor import edit_text
+from localcascade.tui.speaker import Speaker
+from localcascade.tui.widgets.composer import Composer
+from localcascade.tui.widgets.finder import Finder
+from localcascade.tui.widgets.gauge import WARN_SHARE, Gauge
+from localcascade.tui.widgets.panel import Panel
+from localcascade.tui.widgets.transcript import Entry, Transcript
+
+BUDGETS = (None, 512, 2048, 8192, 32768)
+"""Tokens of thinking that the key goes through."""
+
+
+class ChatScreen(Screen[None]):
+    """One conversation with one model.
+
+    Args:
+        exchange: The conversation.
+        voice: The model behind it.
+        title: What the line at the top says.
+        notice: What the user should know at first.
+    """
+
+    CSS_PATH = "chat.tcss"
+    AUTO_FOCUS = "Composer"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop", id="chat.stop", priority=True),
+        Binding("f5", "answer_now", "Answer now", id="chat.answer_now"),
+        Binding("f6", "turn_budget", "Thinking budget", id="chat.budget", priority=True),
+        Binding("f3", "turn_mode", "Thinking or instruct", id="chat.mode"),
+        Binding("f4", "toggle_panel", "Sampling", id="chat.panel"),
+        Binding("f7", "toggle_source", "Formulas as source", id="chat.source", priority=True),
+        Binding("f8", "compact", "Compact", id="chat.compact"),
+        Binding("f9", "go_on", "Go on", id="chat.go_on"),
+        Binding("ctrl+t", "turn_thinking", "Show thinking", id="chat.thinking", priority=True),
+        Binding("ctrl+r", "regenerate", "Regenerate", id="chat.regenerate", priority=True),
+        Binding("ctrl+e", "edit", "Edit", id="chat.edit", priority=True),
+        Binding("ctrl+o", "open_editor", "Open in $EDITOR", id="chat.editor", priority=True),
+        Binding("alt+up", "select(-1)", "Message above", id="chat.above", priority=True),
+        Binding("alt+down", "select(1)", "Message below", id="chat.below", priority=True),
+        Binding("alt+left", "walk(-1)", "Branch before", id="chat.branch_before", priority=True),
+        Binding("alt+right", "walk(1)", "Next branch", id="chat.branch_next", priority=True),
+        Binding("ctrl+y", "copy_message", "Copy message", id="chat.copy", priority=True),
+        Binding("alt+c", "copy_code", "Copy code", id="chat.copy_code", priority=True),
+        Binding("ctrl+f", "find", "Find", id="chat.find", priority=True),
+        Binding("pageup", "page(-1)", "Read up", id="chat.page_up", priority=True),
+        Binding("pagedown", "page(1)", "Read down", id="chat.page_down", priority=True),
+    ]
+
+    def __init__(
+        self, exchange: Exchange, voice: speaker.ChatEngine, title: str, notice: str = ""
+    ) -> None:
+        super().__init__()
+        self._notice = notice
+        self._exchange = exchange
+        self._speaker = Speaker(voice, self)
+        self._top_line = title
+        self._editing: Message | None = None
+        self._turn: Worker[None] | None = None
+        self._matches: list[Match] = []
+        self._match = 0
+        self._n_code = 0
+
+    def compose(self) -> ComposeResult:
+        """Everything, the panels hidden."""
+        with Horizontal(id="middle"):
+            with Vertical(id="left"):
+                yield Static(make_safe(self._top_line), id="top", markup=False)
+                yield Transcript(id="transcript")
+                yield Finder(id="finder")
+                yield Static("", id="notice", markup=False)
+                yield Composer(id="composer")
+            yield Panel(self._exchange.manner, id="panel")
+        yield Gauge(id="gauge")
+
+    def on_mount(self) -> None:
+        """Show the conversation; the model loads behind it."""
+        self._transcript = self.query_one(Transcript)
+        self._gauge = self.query_one(Gauge)
+        self._read(state="loading", mode=self._name_mode())
+        self._show_path()
+        self._show_notice(self._notice)
+        self.call_after_refresh(self._begin_loading)
+
+    def on_unmount(self) -> None:
+        """End the engine."""
+        self._speaker.close()
+
+    def _begin_loading(self) -> None:
+        self.run_worker(self._speaker.load(), group="load")
+        self.run_worker(warm_up, group="warm", thread=True)
+        self.run_worker(self._speaker.watch_memory(), group="memory")
+
+    # What the model tells
+
+    @on(speaker.ModelLoading)
+    def _show_loading(self, event: speaker.ModelLoading) -> None:
+        if not self._exchange.is_busy:
+            self._read(state=f"loading {event.percent} %")
+
+    @on(speaker.ModelLoaded)
+    def _show_loaded(self, event: speaker.ModelLoaded) -> None:
+        self._read(n_ctx=event.info.n_ctx)
+        if not self._exchange.is_busy:
+            self._read(state="ready", context_tokens=self._count_context())
+
+    @on(speaker.ModelFailed)
+    def _show_failure(self, event: speaker.ModelFailed) -> None:
+        self._read(state="no model")
+        self._notify(f"{event.error} {event.error.hint}".strip(), "error")
+
+    @on(speaker.MemoryMeasured)
+    def _show_memory(self, event: speaker.MemoryMeasured) -> None:
+        self._read(memory_bytes=event.n_bytes)
+
+    @on(speaker.TurnMoved)
+    def _show_turn(self, event: speaker.TurnMoved) -> None:
+        if not self._exchange.is_busy:
+            return
+        turn = event.turn
+        take = self._exchange.end if turn.is_over else self._exchange.take
+        message = take(turn)
+        if message is not None:
+            self._transcript.take(message, _describe(turn) if not turn.is_over else None)
+        self._read(is_busy=not turn.is_over, state=_name_state(turn, self._exchange))
+        self._read_figures(turn)
+        if turn.is_over:
+            self._end_turn(turn, was_summary=message is None)
+
+    def _end_turn(self, turn: Turn, *, was_summary: bool) -> None:
+        if was_summary:
+            self._show_path()
+            done = "Compacted: the whole conversation is in the branch before (Alt+←)."
+            self._show_notice(done if turn.state == "complete" else f"Not compacted: {turn.note}")
+        elif self._gauge.readings.context_share >= WARN_SHARE:
+            share = round(100 * self._gauge.readings.context_share)
+            self._show_notice(f"The context is {share} % full. F8 compacts the conversation.")
+        hint = getattr(turn.error, "hint", "")
+        if hint:
+            self._notify(hint, "warning")
+
+    # What the user does
+
+    @on(Composer.Submitted)
+    def _send(self, event: Composer.Submitted) -> None:
+        text = event.text.strip()
+        if not text or self._exchange.is_busy:
+            return
+        self.query_one(Composer).clear()
+        edited, self._editing = self._editing, None
+        self._show_notice("")
+        if edited is None:
+            self._begin_turn(self._exchange.ask(text))
+        else:
+            self._begin_turn(self._exchange.edit(edited.id, text))
+
+    @on(Panel.Changed)
+    def _change_manner(self, event: Panel.Changed) -> None:
+        self._exchange.manner = event.manner
+        self._read(mode=self._name_mode())
+
+    @on(Transcript.Clicked)
+    def _open_clicked(self, event: Transcript.Clicked) -> None:
+        message = self._transcript.entries[event.index].message
+        if message.thinking or message.role == "user":
+            self._transcript.turn_view(event.index)
+
+    def action_stop(self) -> None:
+        """Stop the answer; or leave what was begun: editing, finding, a selection."""
+        finder = self.query_one(Finder)
+        if self._turn is not None and self._exchange.is_busy:
+            self._turn.cancel()
+        elif finder.display:
+            finder.action_close()
+        elif self._editing is not None:
+            self._editing = None
+            self.query_one(Composer).clear()
+            self._show_notice("")
+        else:
+            self._transcript.select_message(None)
+            self.query_one(Composer).focus()
+
+    def action_answer_now(self) -> None:
+        """Let the model end its thinking and answer."""
+        self._speaker.answer_now()
+
+    def action_regenerate(self) -> None:
+        """Ask again for the selected answer, or the last, as a new branch."""
+        message = self._choose()
+        if message is not None and not self._exchange.is_busy:
+            self._begin_turn(self._exchange.regenerate(message.id))
+
+    def action_go_on(self) -> None:
+        """Let the model go on where it was stopped."""
+        path = self._exchange.conversation.path
+        if self._exchange.is_busy or not path:
+            return
+        request = self._exchange.go_on()
+        self._begin_turn(request or self._exchange.regenerate(path[-1].id))
+
+    def action_compact(self) -> None:
+        """Summarize all but the last exchange into a new branch."""
+        if self._exchange.is_busy:
+            return
+        request = self._exchange.compact()
+        if request is None:
+            self._notify("There is too little to compact.", "information")
+            return
+        self._show_notice("Compacting …")
+        self._speak(request)
+
+    def action_edit(self) -> None:
+        """Put the selected message, or the last question, into the line to write in."""
+        message = self._choose("user") if self._transcript.selected is None else self._choose()
+        if message is None or self._exchange.is_busy:
+            return
+        self._editing = message
+        composer = self.query_one(Composer)
+        composer.text = message.text
+        composer.move_cursor(composer.document.end)
+        composer.focus()
+        self._show_notice("Editing: Enter sends it as a new branch, Esc leaves it as it is.")
+
+    def action_open_editor(self) -> None:
+        """Open what is being written, or the selected message, in the user's editor."""
+        if self._transcript.selected is not None:
+            self.action_edit()
+        composer = self.query_one(Composer)
+        with self.app.suspend():
+            text, problem = edit_text(composer.text)
+        composer.text = text
+        composer.move_cursor(composer.document.end)
+        if problem:
+            self._notify(problem, "error")
+
+    def action_select(self, step: int) -> None:
+        """Move the cursor over the messages."""
+        n_messages = len(self._transcript.entries)
+        at = self._transcript.selected
+        index = (n_messages if at is None else at) + step
+        self._n_code = 0
+        self._transcript.select_message(max(index, 0) if index < n_messages else None)
+
+    def action_walk(self, step: int) -> None:
+        """Go to the branch beside the selected message's, or the nearest fork above the end."""
+        conversation = self._exchange.conversation
+        message = self._choose() if self._transcript.selected is not None else None
+        if message is None and conversation.leaf is not None:
+            message = conversation.find(
+                conversation.leaf, lambda m: conversation.count_branches(m.id)[1] > 1
+            )
+        if message is None or self._exchange.is_busy or not conversation.walk(message.id, step):
+            return
+        self._show_path()
+
+    def action_turn_thinking(self) -> None:
+        """Show the thinking of the selected or last answer as a line, its tail, or all."""
+        message = self._choose(None if self._transcript.selected is not None else "assistant")
+        index = self._find_index(message)
+        if index is not None:
+            self._transcript.turn_view(index)
+
+    def action_turn_mode(self) -> None:
+        """Change between thinking and answering at once."""
+        manner = self._exchange.manner
+        self._set_manner(replace(manner, thinking=not manner.thinking))
+
+    def action_turn_budget(self) -> None:
+        """Give the next answer more to think, up to no limit."""
+        manner = self._exchange.manner
+        larger = [b for b in BUDGETS if b and b > (manner.budget_tokens or 0)]
+        is_last = manner.budget_tokens is not None and not larger
+        self._set_manner(replace(manner, budget_tokens=None if is_last else larger[0]))
+
+    def action_toggle_panel(self) -> None:
+        """Open or close the side panel."""
+        panel = self.query_one(Panel)
+        panel.display = not panel.display
+        target: Any = panel.query_one("#field-thinking") if panel.display else Composer
+        (target if panel.display else self.query_one(Composer)).focus()
+
+    def action_toggle_source(self) -> None:
+        """Show formulas as LaTeX, or laid out."""
+        self._transcript.show_source(not self._transcript.look.shows_source)
+
+    def action_copy_message(self) -> None:
+        """Copy the selected message, or the last answer, as it was written."""
+        message = self._choose(None if self._transcript.selected is not None else "assistant")
+        if message is not None:
+            self._copy(message.text, "message")
+
+    def action_copy_code(self) -> None:
+        """Copy the last block of code of a message; again, the one before it."""
+        message = self._choose(None if self._transcript.selected is not None else "assistant")
+        blocks = find_code(message.text) if message is not None else []
+        if not blocks:
+            self._notify("There is no code in this message.", "information")
+            return
+        self._n_code = self._n_code % len(blocks) + 1
+        self._copy(blocks[-self._n_code], "code")
+
+    def action_find(self) -> None:
+        """Open the line to look for words in."""
+        self.query_one(Finder).open()
+
+    def action_page(self, step: int) -> None:
+        """Scroll by most of a screen."""
+        transcript = self._transcript
+        transcript.scroll_relative(y=step * (transcript.size.height - 2), animate=False)
+
+    @on(Finder.Wanted)
+    def _find(self, event: Finder.Wanted) -> None:
+        if event.step == 0:
+            self._matches = find_matches(self._exchange.conversation.path, event.query)
+            self._match = len(self._matches)
+            self._transcript.mark_matches(event.query)
+        step = event.step or -1
+        if self._matches:
+            self._match = (self._match + step) % len(self._matches)
+            match = self._matches[self._match]
+            self._transcript.show_match(match.index, event.query, match.number)
+        self.query_one(Finder).show_count(self._match + 1, len(self._matches))
+
+    @on(Finder.Closed)
+    def _end_finding(self) -> None:
+        self._transcript.mark_matches("")
+        self.query_one(Composer).focus()
+
+    # How it is done
+
+    def _begin_turn(self, request: ChatRequest | None) -> None:
+        self._show_path()
+        if request is not None:
+            self._speak(request)
+
+    def _speak(self, request: ChatRequest) -> None:
+        self._n_code = 0
+        self._read(is_busy=True, state="reading")
+        self._turn = self.run_worker(self._speaker.speak(request), group="turn")
+
+    def _show_path(self) -> None:
+        conversation = self._exchange.conversation
+        self._transcript.show_path(
+            [Entry(m, conversation.count_branches(m.id)) for m in conversation.path]
+        )
+        self.set_class(not conversation.path, "-empty")
+
+    def _choose(self, role: str | None = None) -> Message | None:
+        """The selected message, or the last one of a role."""
+        entries = self._transcript.entries
+        if self._transcript.selected is not None:
+            return entries[self._transcript.selected].message
+        fitting = [e.message for e in entries if role is None or e.message.role == role]
+        return fitting[-1] if fitting else None
+
+    def _find_index(self, message: Message | None) -> int | None:
+        ids = [entry.message.id for entry in self._transcript.entries]
+        return ids.index(message.id) if message is not None else None
+
+    def _set_manner(self, manner: Any) -> None:
+        self._exchange.manner = manner
+        self.query_one(Panel).show(manner)
+        self._read(mode=self._name_mode())
+
+    def _name_mode(self) -> str:
+        manner = self._exchange.manner
+        if not manner.thinking:
+            return "instruct"
+        return f"thinking ≤ {manner.budget_tokens:,}" if manner.budget_tokens else "thinking"
+
+    def _read(self, **readings: Any) -> None:
+        self._gauge.readings = replace(self._gauge.readings, **readings)
+
+    def _read_figures(self, turn: Turn) -> None:
+        stats = turn.stats
+        speed = (
+            (stats.prompt_tokens - stats.reused_tokens) / stats.prompt_s if stats.prompt_s else 0
+        )
+        self._read(
+            tokens_per_s=turn.tokens_per_s,
+            prompt_tokens_per_s=speed or self._gauge.readings.prompt_tokens_per_s,
+            context_tokens=stats.prompt_tokens + stats.completion_tokens,
+            reused_tokens=stats.reused_tokens,
+        )
+
+    def _count_context(self) -> int:
+        answers = [m for m in self._exchange.conversation.path if m.role == "assistant"]
+        stats = answers[-1].stats if answers else None
+        return stats.prompt_tokens + stats.completion_tokens if stats else 0
+
+    def _copy(self, text: str, what: str) -> None:
+        self.app.copy_to_clipboard(text)
+        self._notify(f"Copied the {what}: {len(text):,} characters.", "information")
+
+    def _show_notice(self, text: str) -> None:
+        notice = self.query_one("#notice", Static)
+        notice.update(make_safe(text))
+        notice.display = bool(text)
+
+    def _notify(self, text: str, severity: Any) -> None:
+        self.notify(make_safe(text), severity=severity, markup=False, timeout=6)
+
+
+def _describe(turn: Turn) -> Live:
+    prompt = turn.prompt
+    waiting = f"Reading {prompt.done:,} of {prompt.total:,} tokens" if prompt else "…"
+    seconds = turn.thinking_s if turn.n_thinking else 0.0
+    return Live(turn.n_thinking, seconds, turn.tokens_per_s, waiting)
+
+
+def _name_state(turn: Turn, exchange: Exchange) -> str:
+    if turn.is_over:
+        return "ready" if turn.state != "failed" else "failed"
+    if exchange.is_compacting:
+        return "compacting"
+    if turn.first_s is None:
+        prompt = turn.prompt
+        return f"reading {prompt.done:,} / {prompt.total:,}" if prompt else "loading"
+    return "thinking" if turn.n_thinking == turn.n_tokens else "answering"

@@ -1,0 +1,58 @@
+"""Where the user writes: Enter sends, Shift+Enter begins a new line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events
+from textual.binding import BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+NEWLINE_KEYS = ("shift+enter", "ctrl+j", "alt+enter")
+
+
+class Composer(TextArea):
+    """A text area that grows with its text."""
+
+    BINDINGS: ClassVar[list[BindingType]] = []
+
+    class Submitted(Message):
+        """The text is to be sent."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    class AttachWanted(Message):
+        """The user typed @ at the beginning of a word."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(
+            id=id,
+            soft_wrap=True,
+            show_line_numbers=False,
+            compact=True,
+            highlight_cursor_line=False,
+            placeholder="Ask anything. Enter sends, F1 helps.",
+        )
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Submitted(self.text))
+        elif event.key in NEWLINE_KEYS:
+            event.stop()
+            event.prevent_default()
+            self.insert("\n")
+        elif event.character == "@" and self._is_word_start():
+            self.post_message(self.AttachWanted())
+            await super()._on_key(event)
+        else:
+            await super()._on_key(event)
+
+    def _is_word_start(self) -> bool:
+        row, column = self.cursor_location
+        before = self.document.get_line(row)[:column]
+        return not before or before[-1].isspace()

@@ -1,0 +1,194 @@
+"""What happens to an engine when its worker dies, or its file is bad."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localcascade.engine import client as client_module
+from localcascade.engine import process
+from localcascade.engine.client import Engine
+from localcascade.errors import (
+    EngineDied,
+    ModelFileError,
+    TemplateError,
+)
+from localcascade.prompt.events import (
+    Delta,
+    Event,
+)
+from tests.localcascade.asking import ask, end, fail, find_new_worker, find_workers, join
+from tests.localcascade.models import (
+    TEMPLATE,
+    write_model,
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("engine") / "model.gguf", n_ctx_train=4096)
+
+
+@pytest.fixture
+def mortal(path: Path) -> Iterator[Engine]:
+    """An engine that a test may kill."""
+    with Engine(path, n_threads=1, n_ctx=256) as engine:
+        yield engine
+
+
+def test_a_killed_worker_fails_its_turn_and_the_next_one_works(mortal: Engine) -> None:
+    worker = find_new_worker(mortal.load)
+    expected = join(list(mortal.chat(ask("Again"))))
+    events: list[Event] = []
+    for event in mortal.chat(ask("Long", n_tokens=None)):
+        events.append(event)
+        if isinstance(event, Delta) and worker.is_running():
+            worker.kill()
+    error = fail(events)
+    assert isinstance(error, EngineDied)
+    assert "killed" in error.message
+    assert "general.name" in error.log_tail or "llama" in error.log_tail
+    assert join(list(mortal.chat(ask("Again")))) == expected
+
+
+def test_a_crash_is_told_with_its_reason(mortal: Engine) -> None:
+    worker = find_new_worker(mortal.load)
+    events: list[Event] = []
+    for event in mortal.chat(ask("Long", n_tokens=None)):
+        events.append(event)
+        if isinstance(event, Delta):
+            worker.send_signal(signal.SIGABRT)
+    error = fail(events)
+    assert isinstance(error, EngineDied)
+    assert "signal 6" in error.message
+    assert "Fatal Python error: Aborted" in error.log_tail
+    assert len(error.log_tail.splitlines()) <= 20
+
+
+def test_after_three_deaths_in_a_minute_it_says_so_and_stops(
+    mortal: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        worker = find_new_worker(mortal.load)
+        worker.kill()
+        with pytest.raises(EngineDied, match="killed"):
+            mortal.tokenize("x")
+    before = find_workers()
+    error = fail(list(mortal.chat(ask("x"))))
+    assert isinstance(error, EngineDied)
+    assert "3 times within a minute" in error.message
+    assert find_workers() == before
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert mortal.tokenize("the") == [257]
+
+
+@pytest.fixture
+def one_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a single death stop an engine, so that few starts tell whether one was counted."""
+    monkeypatch.setattr(client_module, "MAX_DEATHS", 1)
+
+
+@pytest.mark.usefixtures("one_life")
+def test_a_closed_engine_starts_again_when_asked(mortal: Engine) -> None:
+    for _ in range(2):  # being closed is no death
+        worker = find_new_worker(mortal.load)
+        mortal.close()
+        worker.wait(5)
+    assert mortal.tokenize("the") == [257]
+
+
+def test_closing_ends_a_running_turn(mortal: Engine) -> None:
+    events: list[Event] = []
+    for event in mortal.chat(ask("Long", n_tokens=None)):
+        events.append(event)
+        if isinstance(event, Delta):
+            mortal.close()
+    assert isinstance(fail(events), EngineDied)
+
+
+# ---- bad files -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("one_life")
+def test_a_file_that_llama_refuses_is_an_error_and_no_death(tmp_path: Path) -> None:
+    odd = write_model(tmp_path / "odd.gguf", metadata={"llama.feed_forward_length": 96})
+    with Engine(odd) as engine:
+        for _ in range(2):
+            error = fail(list(engine.chat(ask("x"))))
+            assert isinstance(error, ModelFileError)
+            assert "ffn_" in error.message
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_an_error(path: Path, tmp_path: Path, share: float) -> None:
+    data = path.read_bytes()
+    short = tmp_path / "short.gguf"
+    short.write_bytes(data[: int(share * len(data))])
+    with Engine(short) as engine, pytest.raises(ModelFileError, match=r"short\.gguf"):
+        engine.load()
+
+
+def test_a_hostile_value_never_reaches_the_worker(tmp_path: Path) -> None:
+    deep = write_model(tmp_path / "deep.gguf", metadata={"llama.block_count": 10**6})
+    before = find_workers()
+    with Engine(deep) as engine, pytest.raises(ModelFileError, match="block_count"):
+        engine.load()
+    assert find_workers() == before
+
+
+def test_an_architecture_nobody_knows_is_told_in_llamas_words(tmp_path: Path) -> None:
+    alien = write_model(tmp_path / "alien.gguf")
+    alien.write_bytes(alien.read_bytes().replace(b"llama", b"lorem"))
+    with Engine(alien) as engine, pytest.raises(ModelFileError, match=r"architecture.*lorem"):
+        engine.load()
+
+
+def test_a_file_without_a_template_computes_but_cannot_chat(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base.gguf", template="")
+    with Engine(base, n_threads=1) as engine:
+        assert engine.logits([1, 2]).shape == (2, 265)
+        error = fail(list(engine.chat(ask("x"))))
+    assert isinstance(error, TemplateError)
+    assert "no chat template" in error.message
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(10**9) %}{% for b in range(10**9) %}x{% endfor %}{% endfor %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% nonsense %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_a_hostile_template_fails_and_the_engine_lives(tmp_path: Path, template: str) -> None:
+    hostile = write_model(tmp_path / "hostile.gguf", template=template)
+    with Engine(hostile, n_threads=1) as engine:
+        worker = find_new_worker(engine.load)
+        assert isinstance(fail(list(engine.chat(ask("x")))), TemplateError)
+        assert engine.tokenize("the") == [257]
+        assert worker.is_running()
+
+
+@pytest.mark.usefixtures("one_life")
+def test_a_template_that_takes_too_long_costs_the_worker_and_not_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = write_model(
+        tmp_path / "slow.gguf",
+        template="{% for a in range(90000) %}{{ 'x' if a < 3 }}{% endfor %}" + TEMPLATE,
+    )
+    with Engine(slow, n_threads=1) as engine:
+        monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 0.001)
+        error = fail(list(engine.chat(ask("x"))))
+        assert isinstance(error, TemplateError)  # and no death: ours to end
+        assert "chat_template did not finish" in error.message
+        with pytest.raises(TemplateError, match="did not finish"):
+            engine.render(ask("x"))
+        monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 60.0)
+        assert end(list(engine.chat(ask("x")))).reason == "length"
