@@ -50,12 +50,15 @@ print(time.monotonic() - begun)
 os.kill(pid, 9)
 """
 
-WORDS = ["the", "model", "reads", "a", "long", "line", "of", "words", "and", "**marks**", "some", "of", "them", "while", "others", "stay", "`plain`", "so", "that", "nothing", "is", "too", "regular", "for", "a", "reader", "who", "looks", "at", "all", "of", "it", "with", "care", "and", "patience"]
+SENTENCE = (
+    "the model reads a long line of words and **marks** some of them while others stay `plain` "
+    "so that nothing is too regular for a reader who looks at all of it with care and patience"
+)
 
 
 def write_prose() -> Iterator[str]:
     """Paragraphs of about 80 words, with a heading now and then."""
-    words = itertools.cycle(WORDS)
+    words = itertools.cycle(SENTENCE.split())
     for number in itertools.count(1):
         if number % 8 == 0:
             yield f"\n\n## Part {number}\n\n"
@@ -64,7 +67,7 @@ def write_prose() -> Iterator[str]:
 
 def write_list() -> Iterator[str]:
     """One list without an end."""
-    words = itertools.cycle(WORDS)
+    words = itertools.cycle(SENTENCE.split())
     for number in itertools.count(1):
         yield f"{number}. {' '.join(itertools.islice(words, 14))}\n"
 
@@ -73,13 +76,14 @@ def write_code() -> Iterator[str]:
     """One fence without an end."""
     yield "```python\n"
     for number in itertools.count(1):
-        yield f"def function_{number}(a: int, b: str = 'x') -> int:\n    return a * {number}  # why\n\n"
+        yield f"def function_{number}(a: int, b: str = 'x') -> int:\n"
+        yield f"    return a * {number}  # why\n\n"
 
 
 def write_table() -> Iterator[str]:
     """One table without an end."""
     yield "| Number | Square | What it is |\n|---:|---:|:---|\n"
-    words = itertools.cycle(WORDS)
+    words = itertools.cycle(SENTENCE.split())
     for number in itertools.count(1):
         yield f"| {number} | {number**2} | {' '.join(itertools.islice(words, 6))} |\n"
 
@@ -87,7 +91,8 @@ def write_table() -> Iterator[str]:
 def write_maths() -> Iterator[str]:
     """Steps with formulas inside the lines and between them."""
     for number in itertools.count(1):
-        yield f"We know that $x_{{{number}}} = \\frac{{a+{number}}}{{b}}$ and $\\alpha \\le \\beta$, "
+        yield f"We know that $x_{{{number}}} = \\frac{{a+{number}}}{{b}}$ and "
+        yield "$\\alpha \\le \\beta$, "
         yield f"therefore\n\n$$\\sum_{{k=1}}^{{{number}}} \\frac{{1}}{{k^2}} \\le \\sqrt{{2}}$$\n\n"
 
 
@@ -116,11 +121,11 @@ async def measure_stream(kind: str, n_tokens: int) -> Stream:
     from localcascade.prompt.events import Delta
     from localcascade.tui.app import ChatApp, Opening
     from localcascade.tui.speaker import TurnMoved
-    from tests.localcascade.scripted_engine import ScriptedEngine
+    from tests.localcascade.scripted_engine import ScriptedEngine, ScriptedSource
 
     tokens = cut_tokens(KINDS[kind](), n_tokens)
     opening = Opening(Conversation(MemoryJournal()), "bench", ScriptedEngine([[None]]))
-    app = ChatApp(opening, lambda _name: opening)
+    app = ChatApp(ScriptedSource(opening.engine), opening)
     costs: list[float] = []
     async with app.run_test(size=SIZE) as pilot:
         await pilot.press("x", "enter")
@@ -158,7 +163,7 @@ async def measure_opening(n_messages: int) -> float:
     """Seconds of processor time until a long session is painted."""
     from localcascade.chat.conversation import Conversation, MemoryJournal, Message
     from localcascade.tui.app import ChatApp, Opening
-    from tests.localcascade.scripted_engine import ScriptedEngine
+    from tests.localcascade.scripted_engine import ScriptedEngine, ScriptedSource
 
     text = "".join(itertools.islice(write_prose(), 3)) + "".join(itertools.islice(write_maths(), 4))
     messages = [
@@ -166,7 +171,7 @@ async def measure_opening(n_messages: int) -> float:
         for n in range(n_messages)
     ]
     opening = Opening(Conversation(MemoryJournal(), messages), "bench", ScriptedEngine([[None]]))
-    app = ChatApp(opening, lambda _name: opening)
+    app = ChatApp(ScriptedSource(opening.engine), opening)
     begun_s = time.process_time()
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause()

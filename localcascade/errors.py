@@ -17,6 +17,7 @@ CascadeError
 ├── ContextFull        the conversation does not fit the context
 ├── NativeError        a llama.cpp call returned an error
 ├── EngineDied         the worker process is gone
+├── RemoteError        a remote engine cannot be reached, refuses, or breaks off
 └── ToolError          a tool failed
 """
 
@@ -146,6 +147,26 @@ class EngineDied(CascadeError):
     def __init__(self, message: str, *, log_tail: str = "", hint: str = "") -> None:
         super().__init__(message, hint)
         self.log_tail = log_tail
+
+
+class RemoteError(CascadeError):
+    """A remote engine cannot be reached, refuses, or breaks off; never holds its key.
+
+    `status` is what HTTP calls it, if the server answered; `retry_after_s` how long it asks to
+    be left alone, if it does.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class ToolError(CascadeError):

@@ -1,7 +1,8 @@
 """What encoding cost each expert: measured while it is encoded, kept in the file's metadata.
 
 The error of an expert's matrix is the sum of its squared errors, each weighed by the importance of
-its column, over the same sum of its squared weights: 0 is exact, 1 is as bad as zeros. Every
+its column, over the same sum of its squared weights: 0 is exact, 1 is as bad as zeros. Where errors
+were fed back, those of its results are summed instead, by the second moments of its inputs. Every
 sixteenth row is decoded again and measured: 1 % of a slow encoder's time, 5 % of the fastest's.
 
 The metadata holds `localcascade.expert_errors.PROJECTION` f32 and, where there was an importance
@@ -88,7 +89,8 @@ def measure_distortion(
         rows: float32 (n_rows, width), as they were given to the encoder.
         encoded: uint8, the bytes they became, contiguous.
         block_type: Their type.
-        weights: float32 (width,), importance of each column; None counts all the same.
+        weights: float32 (width,), importance of each column; or (width, width), second moments of
+            the inputs; None counts all the same.
 
     Returns:
         The distortion of rows 0, 16, 32, ...
@@ -102,7 +104,10 @@ def measure_distortion(
 
 
 def _weigh_squares(values: F32Array, weights: F32Array | None) -> float:
-    """Sum the squares of (n_rows, width) values, each times the weight of its column."""
+    """Sum the squares of (n_rows, width) values, each times the weight of its column, or those
+    of their results on inputs of such second moments."""
+    if weights is not None and weights.ndim == 2:
+        return float(np.add.reduce(np.multiply(values @ weights, values), axis=None, dtype=float))
     columns = np.add.reduce(np.square(values), axis=0, dtype=np.float64)
     if weights is not None:
         columns *= weights

@@ -25,6 +25,14 @@ from quantize.gguf import BlockType
 
 F64Array = npt.NDArray[np.float64]
 
+GAINS = ("q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "nvfp4")
+"""Types with which feedback is used: those of small blocks. Mean KL divergence on tiny at the same
+bytes, without and with it, all matrices of that type, scored on text that was not collected on:
+q2_0 2.042, 1.219; mxfp4 0.362, 0.172; q4_0 0.203, 0.088; nvfp4 0.186, 0.095; iq4_nl 0.148, 0.083;
+q4_1 0.126, 0.069; q5_0 0.070, 0.035; q5_1 0.042, 0.019. Experts alone: q2_0 0.0500, 0.0260; q4_0 0.0031, 0.0020; iq4_nl 0.0044, 0.0013. Matrices of tiny are one superblock wide, so no block of a superblock type
+has another to make up for it there, and nothing shows: q3_k 0.471, 0.478; iq3_s 0.452, 0.450;
+q4_k 0.136, 0.133; iq2_s 1.113, 1.094; experts alone within 3 % either way."""
+
 RIDGE = 0.01
 """Added to each input's mean square, as a share of their mean: without it a column that hardly
 matters takes over the errors of all others, and a large weight there spoils its block's scale."""
@@ -36,6 +44,9 @@ class Feedback:
 
     importance: F32Array
     """Weight of each column's squared error once later columns have made up for it, [width]."""
+    moments: F32Array
+    """What the squared error of a result is by, [width, width]: the inputs' second moments, of
+    few samples drawn towards independent inputs."""
     changes: tuple[F32Array, ...]
     """For each block but the last, what its columns' errors add to all later ones,
     [block, width left]."""
@@ -64,14 +75,16 @@ def plan_feedback(
     width, block = len(importance), block_type.block_weights
     if moments.shape != (width, width) or width % block:
         raise ValueError(f"moments {moments.shape}, width {width}, blocks of {block}")
-    lower = np.linalg.cholesky(np.linalg.inv(_blend(moments, n_samples, importance)))
+    blended = _blend(moments, n_samples, importance)
+    lower = np.linalg.cholesky(np.linalg.inv(blended))
     left, changes = [], []
     for start in range(0, width, block):
         own = slice(start, start + block)
         undo = np.linalg.inv(lower[own, own])
         left.append(np.square(undo).sum(axis=0))
         changes.append((-(lower[start + block :, own] @ undo).T).astype(np.float32))
-    return Feedback(np.concatenate(left).astype(np.float32), tuple(changes[:-1]))
+    left_over = np.concatenate(left).astype(np.float32)
+    return Feedback(left_over, blended.astype(np.float32), tuple(changes[:-1]))
 
 
 def _blend(moments: F64Array, n_samples: int, importance: F32Array) -> F64Array:

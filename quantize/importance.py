@@ -351,16 +351,10 @@ def write_importance(path: Path, importance: Importance) -> None:
         end = placed.offset + placed.n_bytes
         data[placed.offset : end] = tensors[placed.name].astype("<f4").tobytes()
     with open_part(path, len(data), f"importance {zlib.crc32(data):08x}") as part:
-        _write_whole(part.descriptor, data)
+        part.write(data, 0)
         os.fsync(part.descriptor)
         if part.path.read_bytes() != data:
             raise OutputError(
                 f"{part.path}: does not read back as written",
                 "The disk may be failing; try another one.",
             )
-
-
-def _write_whole(descriptor: int, data: bytearray) -> None:
-    view, offset = memoryview(data), 0
-    while offset < len(data):
-        offset += os.pwrite(descriptor, view[offset:], offset)

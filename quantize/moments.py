@@ -265,10 +265,10 @@ class MomentsPart:
         outer, counts = _place(self.plan, stack)
         offset, found = outer.offset, []
         for packed, count in sums:
-            _write_all(self._part, packed, offset)
+            self._part.write(packed.astype("<f4", copy=False).data, offset)
             offset += packed.nbytes
             found.append(count)
-        _write_all(self._part, np.array(found, np.float32), counts.offset)
+        self._part.write(np.array(found, "<f4").data, counts.offset)
         checksum = _sum_up(self._part, outer, counts)
         self._part.record({stack.name: checksum})
         self._checksums[stack.name] = checksum
@@ -307,7 +307,7 @@ def write_moments(
         raise ValueError("second moments of no matrices")
     plan = plan_moments(stacks, datasets)
     with open_part(path, plan.file_bytes, identity) as part:
-        os.pwrite(part.descriptor, plan.header, 0)
+        part.write(plan.header, 0)
         writer = MomentsPart(plan, part, dict(part.finished))
         yield writer
         writer.verify(stacks)
@@ -330,13 +330,6 @@ def plan_moments(stacks: Sequence[Stack], datasets: Sequence[str]) -> FilePlan:
 def _place(plan: FilePlan, stack: Stack) -> tuple[GGUFTensor, GGUFTensor]:
     placed = {tensor.name: tensor for tensor in plan.tensors}
     return placed[stack.name + OUTER], placed[stack.name + COUNTS]
-
-
-def _write_all(part: Part, values: F32Array, offset: int) -> None:
-    view = memoryview(values.astype("<f4", copy=False).tobytes())
-    while view:
-        n_written = os.pwrite(part.descriptor, view, offset)
-        view, offset = view[n_written:], offset + n_written
 
 
 def _sum_up(part: Part, *tensors: GGUFTensor) -> int:

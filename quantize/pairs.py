@@ -54,7 +54,6 @@ class Pair:
 
 
 def find_pairs(tensors: tuple[PlannedTensor, ...], transforms: Transforms) -> tuple[Pair, ...]:
-    by_name = {tensor.spec.name: tensor for tensor in tensors}
     """Find the matrices that are changed together.
 
     Args:
@@ -64,6 +63,7 @@ def find_pairs(tensors: tuple[PlannedTensor, ...], transforms: Transforms) -> tu
     Returns:
         Those whose neurons are left out, moved or scaled, or whose experts get a factor.
     """
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
     pairs = (_make_pair(up, by_name[up.spec.feeds], transforms) for up in tensors if up.spec.feeds)
     return tuple(pair for pair in pairs if _is_changed(pair, transforms))
 

@@ -28,10 +28,25 @@ class Part:
 
     path: Path
     descriptor: int
-    """Open for reading and writing; any thread may use pwrite on it."""
+    """Open for reading and writing."""
     finished: Mapping[str, int]
     """CRC-32 of each piece that an earlier run has written, by its name."""
     _journal: int
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of some bytes at a place of the file; any thread may, at any time.
+
+        Args:
+            data: Contiguous, of any kind.
+            offset: Where its first byte goes.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        view = memoryview(data).cast("B")
+        while view:
+            n_written = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[n_written:], offset + n_written
 
     def record(self, pieces: Mapping[str, int]) -> None:
         """Note pieces as finished, once the disk has them.

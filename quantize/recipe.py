@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 from quantize.choices import Choices
 from quantize.errors import CheckpointError, ChoiceRefused, TypeMismatch, UnsupportedModel
+from quantize.expert_errors import describe_experts
 from quantize.families import ModelSpec, OutputTensor
 from quantize.ggml import ENCODABLE, requires_importance, type_named
 from quantize.gguf import BlockType, MetadataEntry
 from quantize.importance import Importance
 from quantize.pairs import PLAIN, Pair, PlannedTensor, find_pairs
+from quantize.quality import reserve_quality
 from quantize.safetensors import Checkpoint
 from quantize.tokenizer import Vocabulary
 from quantize.transform import NONE, F32Array, SecondMoments, Transforms
@@ -49,7 +51,7 @@ class Recipe:
     """Name of a norm weight -> factors on it, [width], by which the columns of the matrices behind
     it are divided."""
     moments: SecondMoments | None = None
-    """What the neurons that stay are refitted on."""
+    """What neurons that stay are refitted on, and errors of columns made up for."""
 
 
 def plan_recipe(
@@ -113,11 +115,12 @@ def plan_recipe(
             *notes,
             *_note_importance(main, importance),
             *_note_blind_trims(pairs, importance),
+            *_note_idle_moments(moments, importance, transforms),
         ),
         importance=importance,
         transforms=transforms,
         pairs=pairs,
-        moments=moments if transforms.refit else None,
+        moments=moments if transforms.refit or transforms.feedback else None,
     )
 
 
@@ -143,6 +146,8 @@ def list_metadata(
         ("general.quantization_version", 2, "u32"),
         *(_describe_importance(importance) if importance else ()),
         *_describe_transforms(transforms),
+        *describe_experts(count_experts(model.tensors), _count_samples(importance), {}),
+        *reserve_quality(),
         *metadata,
         *model.metadata,
         *vocabulary,
@@ -165,6 +170,16 @@ def plan_tensors(
     )
     pairs = find_pairs(main, transforms)
     return (*main, *(scale for pair in pairs for scale in pair.tensors[2:])), pairs
+
+
+def count_experts(tensors: Iterable[OutputTensor]) -> dict[str, int]:
+    """Name of each tensor -> the experts that it stacks; 1 for a plain one."""
+    return {tensor.name: len(tensor.sources) for tensor in tensors}
+
+
+def _count_samples(importance: Importance | None) -> dict[str, list[float]]:
+    matrices = importance.matrices if importance else {}
+    return {name: moments.counts.tolist() for name, moments in matrices.items()}
 
 
 def choose_types(
@@ -322,6 +337,17 @@ def _note_blind_trims(pairs: tuple[Pair, ...], importance: Importance | None) ->
     )  # fmt: skip
 
 
+def _note_idle_moments(
+    moments: SecondMoments | None, importance: Importance | None, transforms: Transforms
+) -> list[str]:
+    if moments is None or importance or not transforms.feedback:
+        return []
+    return [
+        "without an importance matrix second moments refit trimmed experts, but make up for no "
+        "errors of encoding"
+    ]
+
+
 def _note_importance(
     tensors: tuple[PlannedTensor, ...], importance: Importance | None
 ) -> list[str]:
@@ -347,12 +373,17 @@ def _note_importance(
 
 
 def _describe_importance(importance: Importance) -> tuple[MetadataEntry, ...]:
-    """Keys as llama-quantize writes them."""
+    """Keys as llama-quantize writes them, and what it does not say."""
+    coverage = importance.measure_coverage()
     return (
         ("quantize.imatrix.file", importance.path.name, "str"),
         ("quantize.imatrix.dataset", ", ".join(importance.datasets), "str"),
         ("quantize.imatrix.entries_count", len(importance.matrices), "u32"),
         ("quantize.imatrix.chunks_count", importance.n_chunks, "u32"),
+        ("localcascade.imatrix.tokens", importance.n_chunks * importance.chunk_tokens, "u64"),
+        ("localcascade.imatrix.experts", coverage.n_experts, "u32"),
+        ("localcascade.imatrix.experts_empty", coverage.n_empty, "u32"),
+        ("localcascade.imatrix.experts_few", coverage.n_few, "u32"),
     )
 
 

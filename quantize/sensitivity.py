@@ -59,11 +59,12 @@ class Sensitivity:
 
         Returns:
             As measured; for a matrix that was not probed, the mean over the same matrix of the
-            other layers, or if there is none, over all.
+            other layers. If there is none, the largest of all: that is the token embeddings,
+            which are looked up rather than multiplied with, and which everything else reads.
         """
         if tensor_name in self.factors:
             return self.factors[tensor_name]
-        return self._by_role.get(name_role(tensor_name), self._mean)
+        return self._by_role.get(name_role(tensor_name), self._largest)
 
     @cached_property
     def _by_role(self) -> dict[str, float]:
@@ -74,8 +75,8 @@ class Sensitivity:
         }
 
     @cached_property
-    def _mean(self) -> float:
-        return fmean(self.factors.values())
+    def _largest(self) -> float:
+        return max(self.factors.values())
 
 
 def name_role(tensor_name: str) -> str:

@@ -56,9 +56,14 @@ class Transforms:
     """Give each NVFP4 expert a factor of its own, beside the file's small scales."""
     refit: bool = True
     """Let the neurons that stay stand in for those left out, where second moments are known."""
+    feedback: bool = True
+    """Let later columns make up for the errors of earlier ones, where second moments are known."""
 
 
-NONE = Transforms(False, False, False, False, False)
+MOVING = frozenset({"scale_neurons", "deal_neurons", "scale_norms"})
+"""After these, inputs of a matrix are not where, or as large as, those of the checkpoint are."""
+
+NONE = Transforms(False, False, False, False, False, False)
 """No change that is not asked for by a width."""
 
 
@@ -71,6 +76,9 @@ class SecondMoments(Protocol):
 
     def matrix(self, tensor_name: str, expert: int = 0) -> F64Array | None:
         """Sum or mean of h hᵀ over an expert's inputs h, [width, width]; None if unknown."""
+
+    def count(self, tensor_name: str, expert: int = 0) -> int:
+        """Number of inputs behind a matrix; 0 if unknown."""
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse what was collected on another model than that of these tensors."""

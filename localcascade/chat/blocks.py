@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -134,10 +134,6 @@ class BlockSplitter:
         self._lead, self._continues, self._n_parsed = "", False, 0
         return piece
 
-    def _go_on(self, lead: str = "") -> None:
-        """Remember that what follows belongs to the block of the piece just taken."""
-        self._lead, self._continues = lead, True
-
     def _cut_blocks(self, is_final: bool) -> list[Piece]:
         source = self._tail if is_final else self._tail[: self._tail.rfind("\n") + 1]
         if not source or (not is_final and self._is_early(len(source))):
@@ -145,27 +141,20 @@ class BlockSplitter:
         self._n_parsed = len(source)
         blocks = _read_blocks(self._lead, source, is_final)
         pieces, n_taken = [], 0
-        for block in blocks[1:]:
-            pieces.append(self._take(block.start - n_taken))
-            n_taken = block.start
+        for cut in [cut for block in blocks for cut in block.cuts if cut.at > 0]:
+            pieces.append(self._take(cut.at - n_taken))
+            n_taken = cut.at
+            if cut.is_inside:
+                self._lead, self._continues = cut.header, True
         if is_final:
-            return [*pieces, self._take(len(self._tail))]
-        return pieces + (self._open(blocks[-1], n_taken) if blocks else [])
+            pieces.append(self._take(len(self._tail)))
+        elif blocks and blocks[-1].kind == "fence":
+            self._open_fence(blocks[-1].start - n_taken)
+        return pieces
 
     def _is_early(self, n_open: int) -> bool:
         """Whether a long tail has hardly grown: parsing it each time would take ever longer."""
         return _PATIENT_CHARACTERS < n_open < self._n_parsed * _PATIENT_GROWTH
-
-    def _open(self, block: _Block, n_taken: int) -> list[Piece]:
-        """Take what is finished of the last block, or turn to reading its lines as code."""
-        if block.kind == "fence":
-            self._open_fence(block.start - n_taken)
-        pieces: list[Piece] = []
-        for cut in block.cuts:
-            pieces.append(self._take(cut - n_taken))
-            self._go_on(block.header)
-            n_taken = cut
-        return pieces
 
     def _open_fence(self, start: int) -> None:
         stop = self._tail.index("\n", start) + 1
@@ -195,53 +184,65 @@ class BlockSplitter:
             return []
         piece = self._take(stop, tail=fence.marker + "\n")
         fence.n_scanned = fence.n_lines = 0
-        self._go_on(fence.opening)
+        self._lead, self._continues = fence.opening, True
         return [piece]
 
 
 @dataclass(frozen=True, slots=True)
+class _Cut:
+    """A place where the source is cut."""
+
+    at: int
+    """Characters before it."""
+    is_inside: bool = False
+    """Whether what follows belongs to the same block."""
+    header: str = ""
+    """What that needs before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
-    """A block of the top level; places are characters of the source."""
+    """A block of the top level."""
 
     kind: str
     start: int
-    cuts: tuple[int, ...] = ()
-    """Where what is finished of it could be taken, were it the last."""
-    header: str = ""
-    """What the rest of it would need before it."""
+    """Characters before it."""
+    cuts: tuple[_Cut, ...]
+    """At its start, and inside it."""
 
 
 def _read_blocks(lead: str, source: str, is_final: bool) -> list[_Block]:
     """Find the blocks of `source`, which goes on with the block that `lead` belongs to."""
     tokens = make_parser().parse(lead + _mask_formulas(source, is_final))
     n_lead_lines = lead.count("\n")
-    lines = source.split("\n")
-    offsets = list(accumulate((len(line) + 1 for line in lines), initial=0))
+    offsets = list(accumulate((len(line) + 1 for line in source.split("\n")), initial=0))
     places = [offsets[max(t.map[0] - n_lead_lines, 0)] if t.map else 0 for t in tokens]
     tops = [at for at, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
-    blocks = [_Block(tokens[at].type, places[at]) for at in tops]
-    if blocks and not is_final:
-        cuts, n_header = _find_cuts(tokens[tops[-1] :], places[tops[-1] :], len(source))
-        start = blocks[-1].start
-        header = lead or "".join(line + "\n" for line in source[start:].split("\n")[:n_header])
-        blocks[-1] = _Block(blocks[-1].kind, start, cuts, header if n_header else "")
+    blocks = []
+    for number, (at, stop) in enumerate(pairwise([*tops, len(tokens)])):
+        cuts = [_Cut(places[at])] if number else []
+        if tokens[at].type in ("bullet_list_open", "ordered_list_open"):
+            cuts += _cut_list(tokens[at:stop], places[at:stop])
+        elif stop == len(tokens) and not is_final:
+            header = lead or "".join(source[places[at] :].splitlines(keepends=True)[:2])
+            end = offsets[(tokens[at].map or [0, 0])[1] - n_lead_lines]
+            cuts += _cut_table(tokens[at:], header, min(end, len(source)))
+        blocks.append(_Block(tokens[at].type, places[at], tuple(cuts)))
     return blocks
 
 
-def _find_cuts(
-    tokens: list[Token], places: list[int], n_characters: int
-) -> tuple[tuple[int, ...], int]:
-    """Where the last block could be cut, and how many of its first lines are its header."""
-    kinds = [token.type for token in tokens]
-    if kinds[0] in ("bullet_list_open", "ordered_list_open"):
-        items = [
-            place
-            for token, place in zip(tokens, places, strict=True)
-            if token.type == "list_item_open" and token.level == 1
-        ]
-        return tuple(items[1:]), 0
-    is_long = kinds[0] == "table_open" and kinds.count("tr_open") > TABLE_ROWS
-    return ((n_characters,), 2) if is_long else ((), 0)
+def _cut_list(tokens: list[Token], places: list[int]) -> list[_Cut]:
+    """Before each item of a list but the first."""
+    pairs = zip(tokens, places, strict=True)
+    items = [place for t, place in pairs if t.type == "list_item_open" and t.level == 1]
+    return [_Cut(place, is_inside=True) for place in items[1:]]
+
+
+def _cut_table(tokens: list[Token], header: str, end: int) -> list[_Cut]:
+    """Behind the last row of a table that has many of them already."""
+    n_rows = sum(token.type == "tr_open" for token in tokens)
+    is_long = tokens[0].type == "table_open" and n_rows > TABLE_ROWS
+    return [_Cut(end, is_inside=True, header=header)] if is_long else []
 
 
 def _mask_formulas(source: str, is_final: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from localcascade.chat.blocks import BlockSplitter
@@ -93,7 +93,8 @@ class Card:
 
     def _begin(self) -> None:
         self._splitter = BlockSplitter()
-        self._page = Page(self._look)
+        keeps_breaks = self.message.role == "user"  # who presses Enter means it
+        self._page = Page(replace(self._look, keeps_breaks=keeps_breaks))
         self._open = PlainText(self._look.width)
         self._thought = PlainText(self._look.width - 2, "dim")
         self._thought.feed(make_safe(self.message.thinking))
@@ -147,18 +148,18 @@ class Card:
             body = self._thought.lines
             body = body[-TAIL_LINES:] if self.view == "tail" else body
         bar = Span("│ ", "quote")
-        dimmed = [tuple(Span(s.text, f"dim {s.style}".strip()) for s in line) for line in body]
+        dimmed = [tuple(Span(s.text, f"{s.style} dim".strip()) for s in line) for line in body]
         return [head, *prefix_lines(dimmed, bar, bar)]
 
     @property
     def _thinking_look(self) -> Look:
-        return Look(self._look.width - 2, self._look.shows_source, self._look.ascii)
+        return replace(self._look, width=self._look.width - 2, keeps_breaks=True)
 
     def _write_outline(self, is_thinking: bool) -> Line:
         mark = "▾" if self.view != "line" else "▸"
         word = "Thinking" if is_thinking else "Thought"
         figures = [f"{self.live.thinking_s:.0f} s"] if self.live.thinking_s >= 1 else []
-        figures += [f"{self.live.n_thinking:,} tokens"] if self.live.n_thinking else []
+        figures += [f"{self.live.n_thinking:,} tokens"] if self.live.n_thinking > 1 else []
         if is_thinking and self.live.tokens_per_s:
             figures.append(f"{self.live.tokens_per_s:.0f} tok/s")
         head = " · ".join([f"{mark} {word} {figures[0] if figures else ''}".rstrip(), *figures[1:]])

@@ -77,7 +77,7 @@ class MemoryJournal:
     def append(self, message: Message) -> str:  # noqa: ARG002  (it is not kept)
         """Number a message."""
         self._n_messages += 1
-        return str(self._n_messages)
+        return f"new-{self._n_messages}"
 
     def write(self, id: str, thinking: str, text: str) -> None:
         """Keep nothing."""

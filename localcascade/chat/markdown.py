@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from localcascade.chat.blocks import Piece, make_parser
 from localcascade.chat.code import colour_code
 from localcascade.chat.flow import FIRST_MARK, MAX_MARKS, Formula, flow_tokens
-from localcascade.chat.lines import BLANK, Line, Span, pad_line, prefix_lines
+from localcascade.chat.lines import BLANK, Line, Span, measure_line, pad_line, prefix_lines
 from localcascade.chat.table import TableShape, draw_table, measure_table
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Look:
     """Show the LaTeX of formulas."""
     ascii: bool = False
     """Draw formulas with ASCII characters only."""
+    keeps_breaks: bool = False
+    """Break lines where the text does, as in what people type and models think."""
 
 
 class Page:
@@ -42,6 +44,8 @@ class Page:
         self.look = look
         self.lines: list[Line] = []
         self._shape: TableShape | None = None
+        self._number = 0
+        self._is_loose = False
 
     def add(self, piece: Piece) -> None:
         """Set a piece below what is there."""
@@ -51,17 +55,26 @@ class Page:
         self.lines += lines
         self._is_loose = piece.text.endswith("\n\n") and _is_item(piece)
 
-    _is_loose = False
-    """Whether a blank line parts the items of the list that is being set."""
-
     def _draw(self, piece: Piece) -> list[Line]:
         source, formulas = mark_formulas(piece.markdown, self.look)
         tokens = make_parser().parse(source)
+        if self.look.keeps_breaks:
+            _harden_breaks(tokens)
         if not piece.continues:
-            self._shape = None
+            self._shape, self._number = None, 0
+        self._count_items(tokens)
         if tokens and tokens[0].type == "table_open":
             return self._draw_table(tokens, formulas, piece.continues)
         return _Setter(formulas).draw(tokens, self.look.width)
+
+    def _count_items(self, tokens: Sequence[Token]) -> None:
+        """Number the items of a list that goes on from those above, whatever they say."""
+        if tokens and tokens[0].type == "ordered_list_open":
+            first = self._number or int(tokens[0].attrs.get("start", 1))
+            tokens[0].attrs["start"] = first
+            items = tokens[: _find_close(tokens, 0)]
+            n_items = sum(t.type == "list_item_open" and t.level == 1 for t in items)
+            self._number = first + n_items
 
     def _draw_table(
         self, tokens: Sequence[Token], formulas: Sequence[Formula], continues: bool
@@ -75,6 +88,12 @@ class Page:
         lines = draw_table(table, self._shape, formulas, with_header=shape is None)
         rest = setter.draw(tokens[stop + 1 :], self.look.width)
         return [*lines, BLANK, *rest] if rest else lines
+
+
+def _harden_breaks(tokens: Sequence[Token]) -> None:
+    for child in (child for token in tokens for child in token.children or ()):
+        if child.type == "softbreak":
+            child.type = "hardbreak"
 
 
 def _is_item(piece: Piece) -> bool:
@@ -189,8 +208,9 @@ def _draw_heading(setter: _Setter, tokens: Sequence[Token], width: int) -> list[
 def _draw_code(_setter: _Setter, tokens: Sequence[Token], width: int) -> list[Line]:
     language = (tokens[0].info.split() or [""])[0]
     code = tokens[0].content.removesuffix("\n").expandtabs(4)
-    lines = colour_code(code, language)
-    return [pad_line((Span("  ", "fence"), *line), width, "fence") for line in lines]
+    lines: list[Line] = [(Span("  ", "fence"), *line) for line in colour_code(code, language)]
+    width = max(width, *(measure_line(line) + 2 for line in lines))
+    return [pad_line(line, width, "fence") for line in lines]
 
 
 def _draw_rule(_setter: _Setter, _tokens: Sequence[Token], width: int) -> list[Line]:

@@ -21,11 +21,13 @@ from typer.core import TyperGroup
 from localcascade import __version__
 from localcascade.cli import console
 
-# In the order of the help text. Each is the function of its own name in localcascade.cli.NAME;
-# both end in "_" where the name is a keyword of Python.
+# In the order of the help text. Each is the function, or the group of commands, of its own name in
+# localcascade.cli.NAME; both end in "_" where the name is a keyword of Python.
 COMMANDS = (
     "demo",
     "run",
+    "solve",
+    "chat",
     "pull",
     "quantize",
     "calibrate",
@@ -35,6 +37,7 @@ COMMANDS = (
     "ls",
     "plan",
     "ps",
+    "session",
     "show",
     "verify",
     "import",
@@ -64,8 +67,11 @@ class CommandTable(TyperGroup):
 def _load_command(name: str) -> Any:
     own_name = f"{name}_" if keyword.iskeyword(name) else name
     module = importlib.import_module(f"localcascade.cli.{own_name}")
+    command = getattr(module, own_name)
+    if isinstance(command, typer.Typer):
+        return typer.main.get_command(command)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name)(getattr(module, own_name))
+    single.command(name)(command)
     return typer.main.get_command(single)
 
 

@@ -16,6 +16,7 @@ from localcascade.cli import console
 from localcascade.cli.options import AsJson
 from localcascade.cli.progress import OnProgress, draw_counts
 from localcascade.cli.units import format_bytes, format_duration
+from localcascade.errors import ConfigError
 from localcascade.store import complete_model_name, find_model
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def calibrate(
     ] = None,
     moments: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.moments.gguf", help="Second moments of the experts' inputs."),
+        typer.Option(metavar="OUT.moments.gguf", help="Second moments of the matrices' inputs."),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(metavar="N,N-N", help="Layers for --moments; all by default.")
@@ -82,8 +83,9 @@ def calibrate(
     {"messages": [...], "tools": [...]}, written as the model's own template writes it, thinking
     included. Experts that saw no text, or little, are named.
 
-    --moments collects how the inputs of each expert vary together, which trimming experts makes
-    use of; of a large model that is gigabytes a layer. A killed run goes on where it was.
+    --moments collects how the inputs of each matrix vary together, by which errors of one column
+    are made up for in others; of a layer of many experts that is gigabytes. A killed run goes on
+    where it was.
     --probe disturbs one matrix after another and measures how far the predictions move.
 
     \b
@@ -100,6 +102,8 @@ def calibrate(
         raise typer.BadParameter("name a file to make: --output, --moments or --probe")
     for place in wanted:
         _check_place(place)
+    if output or moments:
+        _check_unchanged(job.model)
     passes = plan_moments(job.model, parse_layers(layers)) if moments else []
     report: dict[str, Any] = {}
     with (
@@ -154,7 +158,7 @@ def plan_moments(model: Path, layers: frozenset[int] | None) -> list[list[Stack]
         layers: Of which layers; None is all.
 
     Raises:
-        ConfigError: There are no experts there.
+        ConfigError: There are no such layers.
         OutOfBudget: One matrix alone does not fit the memory.
     """
     import psutil
@@ -264,6 +268,23 @@ def _name_experts(experts: Mapping[str, Sequence[int]]) -> str:
             parts.append(f"{layer}: {', '.join(map(str, indices[:n_left]))}")
         n_left -= len(indices)
     return "; ".join(parts) + (f" and {-n_left} more" if n_left < 0 else "")
+
+
+def _check_unchanged(model: Path) -> None:
+    """Refuse a file whose neurons are not where, or as large as, the checkpoint has them."""
+    from quantize.gguf import open_gguf
+    from quantize.transform import MOVING
+
+    with open_gguf(model) as file:
+        said = str(file.metadata.get("localcascade.transforms", ""))
+    if not MOVING.isdisjoint(said.split(", ")):
+        raise ConfigError(
+            model,
+            "localcascade.transforms",
+            "neurons were moved or scaled when it was made, so what is learnt from it does not "
+            "fit the checkpoint",
+            "Calibrate a file made with --type, as `localcascade quantize --type q8_0` makes it.",
+        )
 
 
 def _check_place(output: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.options import Remote, RemoteKey
 from localcascade.store import complete_model_name
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def chat(
     session: Annotated[
         str | None,
         typer.Option(
-            "--session", metavar="ID", help="Go on with a conversation; a prefix will do."
+            "--session", metavar="ID", help="Go on with this conversation; a prefix will do."
         ),
     ] = None,
     goes_on: Annotated[
@@ -36,6 +37,8 @@ def chat(
     ctx: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Context in tokens, prompt and answer.")
     ] = None,
+    remote: Remote = None,
+    remote_key: RemoteKey = None,
 ) -> None:
     """Chat in the terminal.
 
@@ -47,19 +50,27 @@ def chat(
     localcascade chat nemotron-cascade-2 --ctx 32768
     localcascade chat -c
     localcascade chat --session 3f2a
+    localcascade chat --remote http://localhost:8080
     """
     _check_terminal()
-    from localcascade.cli.opening import Openings
-    from localcascade.tui.app import ChatApp
+    from localcascade.cli.opening import Openings, Server
+    from localcascade.cli.shelf import LocalShelf
+    from localcascade.tui.app import ChatApp, Opening
 
-    with Openings.open(ctx) as openings:
-        first = openings.resume(session, model) if session or goes_on else openings.begin(model)
-        ChatApp(first, openings.begin, openings.manner).run()
+    server = Server(remote, remote_key, None if model == "-" else model) if remote else None
+    first: Opening | None
+    with Openings.open(ctx, server) as openings:
+        if session or goes_on:
+            first = openings.resume(session, model)
+        else:
+            first = openings.begin(model) if model or openings.has_model else None
+        shelf = None if server else LocalShelf()
+        ChatApp(openings, first, openings.preferences, shelf).run()
 
 
 def _check_terminal() -> None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise console.UsageError(
-            "chat needs a terminal for its input and its output",
+            "chat needs a terminal for its input, its output and its errors",
             "For a script or a pipe: localcascade run MODEL PROMPT",
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from localcascade.evaluate.comparison import Comparison
     from localcascade.evaluate.divergence import Estimate, Figures
+    from quantize.quality import Quality
 
 _STAGES = {
     "load reference": ("Loading reference", "%"),
@@ -55,6 +56,9 @@ def compare(
     ctx: Annotated[
         int, typer.Option(min=8, max=1 << 20, metavar="N", help="Tokens of a window.")
     ] = 512,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the figures into CANDIDATE, for `inspect`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how far a model's predictions are from another's.
@@ -62,24 +66,60 @@ def compare(
     Both are loaded and read the text window by window; in the second half of each, what they
     expect is compared token by token. KL divergence (nats) is 0 where the candidate expects
     exactly what the reference does. Windows, positions and formulas are llama-perplexity's, but
-    the logits are compared unrounded, and no file of logits is written.
+    the logits are compared unrounded, and no file of logits is written. With --record the file
+    itself says from then on how good it is; it must be one of ours, and not in the store.
 
     \b
     localcascade compare nc2-iq4_nl.gguf --reference nc2-bf16.gguf --text wiki.txt
     localcascade compare tiny --reference tiny-f32.gguf --text notes.txt --ctx 256
+    localcascade compare nc2-iq4_nl.gguf --reference nc2-bf16.gguf --text wiki.txt --record
     localcascade compare a.gguf --reference b.gguf --text c.txt --json | jq .
     """
     from localcascade.evaluate.comparison import compare_models
+    from quantize.quality import record_quality
 
     files = find_model(candidate), find_model(reference)
-    content = _read_text(text)
+    if record:
+        _check_recordable(files[0])
+    content = read_text(text)
     with draw_counts(_STAGES) as on_progress:
         comparison = compare_models(*files, content, n_ctx=ctx, on_progress=on_progress)
+    if record:
+        record_quality(files[0], make_quality(comparison.figures, files[1].name, text.name))
     names = {"candidate": str(files[0]), "reference": str(files[1]), "text": str(text)}
     if as_json:
         console.print_json({**names, "n_ctx": ctx, **describe_comparison(comparison)})
     else:
         _draw_comparison(names, ctx, comparison)
+
+
+def make_quality(figures: Figures, reference: str, text: str) -> Quality:
+    """Choose the figures that a file keeps of its comparison.
+
+    Args:
+        figures: Of all tokens.
+        reference: Name of the original's file.
+        text: Name of the text.
+    """
+    from quantize.quality import Quality
+
+    return Quality(
+        mean_kl=figures.mean_kl.value,
+        p99_kl=figures.p99_kl,
+        same_top1=figures.same_top1.value,
+        n_tokens=figures.n_tokens,
+        reference=reference,
+        text=text,
+    )
+
+
+def _check_recordable(path: Path) -> None:
+    """Refuse a file of the store before an hour of comparing."""
+    if (path.parent / "manifest.json").exists():
+        raise EvaluationError(
+            f"{path} is in the store, whose digests would no longer be true",
+            "Record into the file before `localcascade import`, or compare without --record.",
+        )
 
 
 def describe_comparison(comparison: Comparison) -> dict[str, Any]:
@@ -117,7 +157,16 @@ def _describe_figures(figures: Figures) -> dict[str, Any]:
     return described
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a text to compare on.
+
+    Args:
+        path: Of UTF-8.
+
+    Raises:
+        EvaluationError: It is something else; names the byte.
+        OSError: It cannot be read.
+    """
     data = path.read_bytes()
     try:
         return data.decode("utf-8")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from localcascade.cli import console
+from localcascade.cli.logbook import identify_model
 from localcascade.errors import CascadeError, HistoryError, ModelNotFound
+from localcascade.history.records import ModelIdentity
 from localcascade.paths import find_data_folder
 from localcascade.settings import Settings, load_settings
 from localcascade.store import find_model, list_installed, mark_used
@@ -15,9 +18,20 @@ from localcascade.store import find_model, list_installed, mark_used
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from localcascade.chat.composition import Manner
-    from localcascade.history import History, ModelIdentity, Session
-    from localcascade.tui.app import Opening
+    from localcascade.chat.conversation import Conversation
+    from localcascade.history import History, Session
+    from localcascade.tui.app import Opening, Preferences
+    from localcascade.tui.speaker import ChatEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A model behind an OpenAI-compatible interface."""
+
+    url: str
+    key: str | None
+    model: str | None
+    """Name there; None is the one there is."""
 
 
 class Openings:
@@ -28,39 +42,50 @@ class Openings:
         problem: Why not.
         settings: The user's.
         ctx: Context in tokens.
+        server: Where the model is, if not here.
     """
 
     def __init__(
-        self, history: History | None, problem: str, settings: Settings, ctx: int | None
+        self,
+        history: History | None,
+        problem: str,
+        settings: Settings,
+        ctx: int | None,
+        server: Server | None,
     ) -> None:
+        self._server = server
         self._history, self._problem = history, problem
         self._settings, self._ctx = settings, ctx
         self._model = ""
+        self._engine: tuple[ModelIdentity, ChatEngine] | None = None
 
     @classmethod
-    def open(cls, ctx: int | None) -> Self:
+    def open(cls, ctx: int | None, server: Server | None = None) -> Self:
         """Open the history; a chat goes on without it, and says so.
 
         Args:
             ctx: Context in tokens.
+            server: Where the model is, if not here.
         """
         from localcascade.history import History
 
         settings = load_settings()
         try:
-            return cls(History.open(), "", settings, ctx)
+            return cls(History.open(), "", settings, ctx, server)
         except HistoryError as error:
-            return cls(None, f"Not kept: {error} {error.hint}".strip(), settings, ctx)
+            return cls(None, f"Not kept: {error} {error.hint}".strip(), settings, ctx, server)
 
     @property
-    def manner(self) -> Manner:
-        """How answers are asked for, as the settings say."""
+    def preferences(self) -> Preferences:
+        """What the settings say of the chat."""
         from localcascade.chat.composition import Manner
         from localcascade.prompt.events import Sampling
+        from localcascade.tui.app import Preferences
 
         own = self._settings
         sampling = Sampling(**asdict(own.sampling))
-        return Manner(own.mode == "thinking", sampling, own.budget_tokens, own.system)
+        manner = Manner(own.mode == "thinking", sampling, own.budget_tokens, own.system)
+        return Preferences(own.theme, own.keys, manner)
 
     def begin(self, model: str | None) -> Opening:
         """Begin a new conversation.
@@ -75,11 +100,10 @@ class Openings:
         from localcascade.chat.journal import HistoryJournal
 
         name = model or self._choose_model()
-        path, identity = self._find(name)
+        identity = self._find(name)
         if self._history is None:
-            return self._make(Conversation(MemoryJournal()), path, identity, "")
-        journal = HistoryJournal(self._history, identity)
-        return self._make(Conversation(journal), path, identity, "")
+            return self._make(Conversation(MemoryJournal()), identity, "")
+        return self._make(Conversation(HistoryJournal(self._history, identity)), identity, "")
 
     def resume(self, session: str | None, model: str | None) -> Opening:
         """Go on with a conversation.
@@ -97,9 +121,9 @@ class Openings:
         if self._history is None:
             raise HistoryError(self._problem, "Without --session and -c the chat works.")
         found = self._history.find_session(session) if session else self._find_last(self._history)
-        path, identity = self._find(model or found.model.file or found.model.name)
+        identity = self._find(*([model] if model else [found.model.name, found.model.file]))
         conversation = open_session(self._history, found, identity)
-        return self._make(conversation, path, identity, found.title)
+        return self._make(conversation, identity, found.title)
 
     def __enter__(self) -> Self:
         return self
@@ -113,29 +137,46 @@ class Openings:
         if self._history is not None:
             self._history.close()
 
-    def _find(self, name: str) -> tuple[Path, ModelIdentity]:
-        from localcascade.history import ModelIdentity
-
-        path = find_model(name)
+    def _find(self, *names: str) -> ModelIdentity:
+        """Find the first of some models; a name is as good as its file, unless that is gone."""
+        if self._server is not None:
+            return ModelIdentity(names[0] or "server", self._server.url)
+        for name in names[:-1]:
+            with suppress(CascadeError):
+                find_model(name)
+                return self._find(name)
+        path = find_model(names[-1])
         mark_used(path)
-        self._model = name
-        shown = Path(name).stem if name.endswith(".gguf") else name
-        return path, ModelIdentity(shown, str(path), path.stat().st_size)
+        self._model = names[-1]
+        shown = Path(self._model).stem if self._model.endswith(".gguf") else self._model
+        return identify_model(shown, path)
 
-    def _make(
-        self, conversation: object, path: Path, identity: ModelIdentity, title: str
-    ) -> Opening:
-        from localcascade.chat.conversation import Conversation
-        from localcascade.engine.client import Engine
+    def _make(self, conversation: Conversation, identity: ModelIdentity, title: str) -> Opening:
         from localcascade.tui.app import Opening
 
-        assert isinstance(conversation, Conversation)
+        if self._engine is None or self._engine[0] != identity:
+            self._engine = identity, self._make_engine(identity)
+        return Opening(conversation, identity.name, self._engine[1], title, self._problem)
+
+    def _make_engine(self, identity: ModelIdentity) -> ChatEngine:
+        if self._server is not None:
+            from localcascade.engine.remote import RemoteEngine
+
+            server = self._server
+            try:
+                return RemoteEngine(server.url, server.key, server.model)
+            except ValueError as error:
+                hint = "For example: --remote http://localhost:8080; a key goes into --remote-key."
+                raise console.UsageError(f"--remote: {error}", hint) from error
+        from localcascade.engine.client import Engine
+
         states = find_data_folder() / "states"
-        engine = Engine(path, n_ctx=self._ctx, session_folder=str(states))
-        return Opening(conversation, identity.name, engine, title, self._problem)
+        return Engine(Path(identity.file), n_ctx=self._ctx, session_folder=str(states))
 
     def _choose_model(self) -> str:
         """The present model, the settings', the last conversation's, or the only one there is."""
+        if self._server is not None:
+            return self._server.model or ""
         last = self._history.find_last_session() if self._history is not None else None
         wanted = [self._model, self._settings.model, last.model.file if last else ""]
         for name in filter(None, wanted):
@@ -149,6 +190,11 @@ class Openings:
                 "Try the bundled one: localcascade demo, then localcascade chat tiny",
             )
         return next(iter(installed))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is any model to begin with."""
+        return self._server is not None or bool(list_installed())
 
     @staticmethod
     def _find_last(history: History) -> Session:

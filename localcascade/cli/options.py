@@ -18,3 +18,20 @@ InstalledName = Annotated[
 ]
 OfKind = Annotated[Kind | None, typer.Option("--kind", help="Where two models have the same name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Remote = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        metavar="URL",
+        help="Ask an OpenAI-compatible server; MODEL is its name there, - its first one.",
+    ),
+]
+RemoteKey = Annotated[
+    str | None,
+    typer.Option(
+        "--remote-key",
+        metavar="KEY",
+        envvar="LOCALCASCADE_REMOTE_KEY",
+        help="The server's key; the variable keeps it out of the list of processes.",
+    ),
+]

@@ -14,7 +14,7 @@ from localcascade.cli.options import AsJson
 from localcascade.cli.ps import MIN_HELD_BYTES, word_holder
 from localcascade.cli.units import parse_size
 from localcascade.errors import EngineDied, ModelNotFound
-from localcascade.store import complete_model_name
+from localcascade.store import complete_model_name, list_parts
 
 if TYPE_CHECKING:
     from localcascade.catalog import Preset
@@ -153,16 +153,6 @@ def _find_presets(model: str) -> Mapping[str, Preset]:
     return found[1].presets if found else {}
 
 
-def list_parts(path: Path) -> list[Path]:
-    """List the files of a model, of which the first is given: NAME-00001-of-00003.gguf."""
-    first, _, n_parts = path.stem.rpartition("-of-")
-    if not first.endswith("-00001") or not n_parts.isdecimal():
-        return [path]
-    stem = first.removesuffix("-00001")
-    names = (f"{stem}-{i + 1:05}-of-{n_parts}{path.suffix}" for i in range(int(n_parts)))
-    return [path.with_name(name) for name in names]
-
-
 def _estimate_shape(model: str, type_name: str) -> tuple[ModelShape, str]:
     from localcascade.fit import make_config_shape, make_recipe_shape
     from quantize.recipe_file import parse_recipe
@@ -235,7 +225,7 @@ def _find_own_machine(host: Device) -> Machine:
         return fit.Machine((), host)
     if hardware.find_gpus() and not found.gpus:
         console.print_note("this llama.cpp cannot use the GPU: `localcascade doctor` tells how")
-    return backends.make_machine(found, hardware.read_memory())
+    return backends.make_machine(found.devices, hardware.read_memory())
 
 
 def _explain_holders(shape: ModelShape, machine: Machine, wishes: Wishes) -> None:

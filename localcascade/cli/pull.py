@@ -80,12 +80,12 @@ def pull(
     if as_json:
         print_line({"event": "plan"} | _describe_plan(plan))
     with open_staging(plan.kind, plan.name, on_wait=lambda: _note_wait(plan.name)) as staging:
-        model = _find_same(plan)
+        model = find_same(plan)
         fetched_bytes = 0
         if model is None:
             _ask_licence(plan, staging, yes)
             model, fetched_bytes = _fetch(plan, staging, token, as_json)
-        _forget_work(staging)
+        forget_work(staging)
     _report(plan, model, fetched_bytes, as_json)
 
 
@@ -108,7 +108,7 @@ def _note_wait(name: str) -> None:
     print(f"note: another process is pulling {name}; waiting for it", file=sys.stderr)
 
 
-def _find_same(plan: PullPlan) -> InstalledModel | None:
+def find_same(plan: PullPlan) -> InstalledModel | None:
     """Find the model if it is installed already; refuse if its name belongs to another one."""
     from localcascade.store import check_name_free, list_models
 
@@ -159,10 +159,10 @@ def _fetch(
     meter = Meter({file.path: file.size_bytes for file in plan.files})
     with Connections(token) as connections, _watch(meter, as_json) as watch:
         digests = fetch_files(connections, plan.files, staging, on_bytes=watch)
-    return _install(plan, staging / FILES_NAME, digests), meter.fetched_bytes
+    return install_plan(plan, staging / FILES_NAME, digests), meter.fetched_bytes
 
 
-def _forget_work(staging: Path) -> None:
+def forget_work(staging: Path) -> None:
     """Delete what this run or an earlier one needed until the model was installed."""
     from localcascade.download.transfer import FILES_NAME, JOURNAL_NAME
 
@@ -177,7 +177,7 @@ def _watch(meter: Meter, as_json: bool) -> Iterator[Watcher]:
         yield watcher
 
 
-def _install(plan: PullPlan, folder: Path, digests: dict[str, Digest]) -> InstalledModel:
+def install_plan(plan: PullPlan, folder: Path, digests: dict[str, Digest]) -> InstalledModel:
     from localcascade.store import install_model, make_manifest
     from quantize.errors import QuantizeError
 
@@ -195,7 +195,7 @@ def _install(plan: PullPlan, folder: Path, digests: dict[str, Digest]) -> Instal
         return install_model(folder, manifest)
     except (ModelFileError, QuantizeError):
         # The bytes are the Hub's, so a rerun would only find the same.
-        _forget_work(folder.parent)
+        forget_work(folder.parent)
         raise
 
 

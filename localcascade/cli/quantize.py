@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +15,10 @@ from localcascade.cli import console
 from localcascade.cli.progress import OnProgress, draw_counts, draw_progress
 from localcascade.cli.recipes import TRIAL_STAGES, Proposal, Request, propose
 from localcascade.cli.units import format_bytes, format_duration
-from localcascade.store import complete_model_name, find_checkpoint, mark_used
+from localcascade.store import complete_model_name, find_checkpoint, find_model, mark_used
 
 if TYPE_CHECKING:
+    from localcascade.cli.validation import Validation
     from localcascade.download.remote import Stream
     from quantize.convert import Result
 
@@ -90,6 +91,27 @@ def quantize(
         Path | None,
         typer.Option(metavar="FILE", help="Sensitivities, from `calibrate --probe`."),
     ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Second moments, from `calibrate --moments`."),
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Measure the file, and try recipes beside its own.")
+    ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="With --validate: the original as GGUF; else one is made, and removed.",
+            autocompletion=complete_model_name,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="With --validate: UTF-8 to read."
+        ),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read the weights from the Hub, and keep none of them.")
     ] = False,
@@ -107,6 +129,10 @@ def quantize(
     and biases stay f32. OUT.gguf appears when it is complete and verified, and not before. A run
     that was killed goes on when given again.
 
+    --imatrix, --sensitivity and --moments bring in what `calibrate` learnt, each for a smaller
+    loss at the same size. --validate compares the file with its original and records the figures
+    in it; with --fit or --size up to three more recipes of that size are made, and the best stays.
+
     With --stream the disk needs room for OUT.gguf only: each file of the repository is read once,
     in order, and must have the hash that the Hub announces.
 
@@ -117,15 +143,20 @@ def quantize(
     localcascade quantize nemotron-cascade-2 --size 14G --dry-run -o nc2.toml
     localcascade quantize nemotron-cascade-2 nc2.gguf --recipe nc2.toml
     localcascade quantize tiny t.gguf --type iq3_s --pad --imatrix t.imatrix
+    localcascade quantize tiny t.gguf --size 3M --imatrix t.imatrix --validate --text notes.txt
     localcascade quantize --stream nemotron-cascade-2 nc2.gguf --type iq4_nl
     """
     request = Request(fit, size, recipe, ctx, kv, parallel, imatrix, sensitivity)
     _check_options(request, output, dry_run, type_name, fallback, pad)
+    _check_validation(request, validate, stream or dry_run, reference, text)
     if dry_run:
         _show(_propose_local(source, request), recipe_out, as_json)
         return
     assert output
-    given = _Given(output, type_name, fallback, pad, imatrix, threads)
+    original = find_model(reference) if reference else None
+    given = _Given(
+        output, type_name, fallback, pad, imatrix, moments, threads, validate, original, text
+    )
     _convert(source, stream, request, given, recipe_out, as_json)
 
 
@@ -138,7 +169,11 @@ class _Given:
     fallback: str | None
     pad: bool
     imatrix: Path | None
+    moments: Path | None
     n_threads: int | None
+    is_validated: bool
+    reference: Path | None
+    text: Path | None
 
 
 def _convert(
@@ -160,9 +195,11 @@ def _convert(
         if request.is_any and is_streamed:
             proposal = propose(source, opened.folder, opened.name, request, on_progress)
         result = _run(opened, given, proposal, on_progress)
+    validation = _validate(opened, given, proposal) if proposal and given.is_validated else None
+    proposal = validation.proposal if validation else proposal
     if proposal:
         _tell(proposal, recipe_out)
-    _report(result, opened.stream, as_json)
+    _report(result, opened.stream, validation, as_json)
 
 
 def _run(
@@ -170,22 +207,36 @@ def _run(
 ) -> Result:
     from quantize.convert import quantize_checkpoint
     from quantize.draft import list_recipe_metadata
+    from quantize.moments import read_moments
 
     type_name = None if proposal else given.type_name or DEFAULT_TYPE
-    return quantize_checkpoint(
-        opened.folder,
-        given.output,
-        type_name,
-        choices=proposal.choices if proposal else None,
-        metadata=list_recipe_metadata(proposal.choices) if proposal else (),
-        fallback=given.fallback,
-        pad=given.pad,
-        importance=given.imatrix,
-        name=opened.name,
-        shards=opened.stream.shards if opened.stream else None,
-        n_threads=given.n_threads,
-        on_progress=on_progress,
-    )
+    with read_moments(given.moments) if given.moments else nullcontext() as moments:
+        return quantize_checkpoint(
+            opened.folder,
+            given.output,
+            type_name,
+            choices=proposal.choices if proposal else None,
+            metadata=list_recipe_metadata(proposal.choices) if proposal else (),
+            fallback=given.fallback,
+            pad=given.pad,
+            importance=given.imatrix,
+            moments=moments,
+            name=opened.name,
+            shards=opened.stream.shards if opened.stream else None,
+            n_threads=given.n_threads,
+            on_progress=on_progress,
+        )
+
+
+def _validate(opened: _Source, given: _Given, proposal: Proposal) -> Validation:
+    from localcascade.cli.validation import open_reference, validate
+
+    def make(other: Proposal, output: Path) -> Result:
+        with draw_progress(_STAGES) as on_progress:
+            return _run(opened, replace(given, output=output), other, on_progress)
+
+    with open_reference(opened.folder, given.output, given.reference) as reference:
+        return validate(given.output, proposal, reference, given.text, make)
 
 
 def _propose_local(source: str, request: Request) -> Proposal:
@@ -232,6 +283,17 @@ def _check_options(
         _check_type(name)
 
 
+def _check_validation(
+    request: Request, is_validated: bool, is_wrong: bool, reference: str | None, text: Path | None
+) -> None:
+    if not is_validated and (reference or text):
+        raise console.UsageError("--reference and --text go with --validate")
+    if is_validated and not request.is_any:
+        raise console.UsageError("--validate needs --fit, --size or --recipe; else use `compare`")
+    if is_validated and is_wrong:
+        raise console.UsageError("--validate goes neither with --stream nor with --dry-run")
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a checkpoint is read from."""
@@ -267,7 +329,11 @@ def _check_type(name: str) -> None:
         raise console.UsageError(str(error)) from error
 
 
-def _report(result: Result, stream: Stream | None, as_json: bool) -> None:
+def _report(
+    result: Result, stream: Stream | None, validation: Validation | None, as_json: bool
+) -> None:
+    from localcascade.cli.validation import describe_validation, list_lines
+
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     for name in result.unverified if stream else ():
@@ -278,13 +344,17 @@ def _report(result: Result, stream: Stream | None, as_json: bool) -> None:
         )
     if as_json:
         console.print_json(
-            _describe(result) | ({"stream": _describe_stream(result, stream)} if stream else {})
+            _describe(result)
+            | ({"stream": _describe_stream(result, stream)} if stream else {})
+            | ({"validation": describe_validation(validation)} if validation else {})
         )
         return
     print(
         f"{result.output}: {format_bytes(result.file_bytes)}, {result.n_tensors} tensors, "
         f"{format_duration(result.elapsed_s)}, peak memory {format_bytes(result.peak_rss_bytes)}"
     )
+    for line in list_lines(validation) if validation else ():
+        print(line)
     if stream:
         n_files = len(result.verified) + len(result.unverified)
         print(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,16 @@ class Request:
 class Proposal:
     """A recipe with all that is expected of it."""
 
+    request: Request
     draft: Draft
+    costs: Costs
     allocation: Allocation
-    memory: Mapping[str, Any]
-    """As `plan --json` has it, for the card of --fit, else for main memory alone."""
     notes: tuple[str, ...]
+
+    @cached_property
+    def memory(self) -> Mapping[str, Any]:
+        """As `plan --json` has it, for the card of --fit, else for main memory alone."""
+        return _plan_memory(self.draft, self.allocation, self.request)
 
     @property
     def choices(self) -> Choices:
@@ -133,7 +139,27 @@ def propose(
         notes.append("sensitivities are assumed; `localcascade calibrate --probe` measures them")
     allocation = _decide(source, draft, costs, request)
     notes += _note_importance(allocation, request)
-    return Proposal(draft, allocation, _plan_memory(draft, allocation, request), tuple(notes))
+    return Proposal(request, draft, costs, allocation, tuple(notes))
+
+
+def weigh_again(proposal: Proposal, weights: Mapping[str, float]) -> Proposal:
+    """Solve a proposal of --fit or --size again, within the same bytes.
+
+    Args:
+        proposal: As propose made it.
+        weights: Kind of matrix -> how much more it counts than the proposal's sensitivities say.
+
+    Returns:
+        The new one; what is expected of it is what the unchanged sensitivities say.
+    """
+    from quantize.allocate import allocate, estimate
+    from quantize.costs import WeighedSensitivity
+
+    costs, budget_bytes = proposal.costs, proposal.allocation.budget_bytes
+    weighed = replace(costs, sensitivity=WeighedSensitivity(costs.sensitivity, weights))
+    choices = allocate(proposal.draft, weighed, budget_bytes).choices
+    found = replace(estimate(proposal.draft, costs, choices), budget_bytes=budget_bytes)
+    return replace(proposal, allocation=found)
 
 
 def _find_folder(source: str) -> Path | None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localcascade.cli import console
-from localcascade.cli.options import AsJson
-from localcascade.cli.stream import Outcome, Screen, open_engine, play_turn
+from localcascade.cli.logbook import Logbook, identify_model
+from localcascade.cli.options import AsJson, Remote, RemoteKey
+from localcascade.cli.remote import identify_remote_model, open_remote_engine
+from localcascade.cli.stream import ChatEngine, Outcome, Screen, open_engine, play_turn
 from localcascade.store import complete_model_name, find_model, mark_used
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from localcascade.prompt.events import ChatRequest
+    from localcascade.history import ModelIdentity
 
 _EXAMPLE = 'For example: localcascade run tiny "What is 12 + 30?"'
 
@@ -60,39 +64,88 @@ def run(
     ctx: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Context in tokens, prompt and answer.")
     ] = None,
+    goes_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last session.")
+    ] = False,
+    session: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Go on with this session; the id's beginning will do."),
+    ] = None,
+    no_log: Annotated[
+        bool, typer.Option("--no-log", help="Do not keep this turn in the history.")
+    ] = False,
+    remote: Remote = None,
+    remote_key: RemoteKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model a question.
 
     The answer streams to stdout, thinking to stderr. What is piped in is context: it comes
     before PROMPT, or is the prompt if there is none. Sampling that is not given is the model's
-    own.
+    own. Every turn is kept as it comes; `localcascade session` finds it again.
 
     \b
     localcascade run tiny "What is 347 + 586?"
     localcascade run nemotron-cascade-2 "Explain this error" < build.log
     localcascade run ./model.gguf "Prove it" --hide-thinking --max-tokens 8000
     localcascade run tiny "What is 2 + 2?" --no-think --temperature 0 --json
+    localcascade run tiny -c "And 3 + 3?"
+    localcascade run - "What is 2 + 2?" --remote http://localhost:8080
     """
     from localcascade.prompt.events import ChatRequest, Sampling
 
-    request = ChatRequest(
-        messages=compose_messages(system, prompt, _read_piped()),
-        thinking=not no_think,
-        sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens),
-    )
+    asked = compose_messages(system, prompt, read_piped())
+    prefix = choose_session(goes_on, session, system)
     screen = Screen(show_answer=not as_json, show_thinking=not (as_json or hide_thinking))
-    path = find_model(model)
-    mark_used(path)
-    try:
-        outcome = _ask(path, ctx, request, screen)
-    except KeyboardInterrupt:
-        # The user knows: no message, and what was written stays.
-        raise typer.Exit(console.ExitCode.INTERRUPTED) from None
+    if remote is not None and ctx is not None:
+        raise console.UsageError("--remote: the server chooses its context", "Leave --ctx out.")
+    opened = (
+        _open_file(find_model(model), model, ctx, screen)
+        if remote is None
+        else _open_server(remote, remote_key, model)
+    )
+    with Logbook.open(prefix, keeps=not no_log) as logbook:
+        request = ChatRequest(
+            messages=(*logbook.messages, *asked),
+            thinking=not no_think,
+            sampling=Sampling(temperature, top_p, seed=seed, max_tokens=max_tokens),
+        )
+        try:
+            with opened as (engine, identity):
+                outcome = play_turn(logbook.listen(engine, asked, identity), request, screen)
+        except KeyboardInterrupt:
+            # The user knows: no message, and what was written stays.
+            raise typer.Exit(console.ExitCode.INTERRUPTED) from None
     if as_json:
-        console.print_json(describe_outcome(model, outcome))
+        told = describe_outcome(model, outcome) | {"session": logbook.session or None}
+        console.print_json(told)
     elif outcome.done.reason == "length":
         screen.note(_explain_length(outcome, max_tokens))
+
+
+def choose_session(goes_on: bool, session: str | None, system: str | None) -> str | None:
+    """Say which session a turn belongs to.
+
+    Args:
+        goes_on: Whether it is the last one.
+        session: Beginning of its id, if one was given.
+        system: System message, if one was given.
+
+    Returns:
+        Beginning of its id; empty for the last one, None for a new one.
+
+    Raises:
+        UsageError: These cannot go together.
+    """
+    if goes_on and session is not None:
+        raise console.UsageError("--continue and --session name two sessions", "Give one of them.")
+    if system and (goes_on or session is not None):
+        raise console.UsageError(
+            "a session keeps the system message it began with", "Leave --system out."
+        )
+    if session == "":
+        raise console.UsageError("--session is empty", "`localcascade session ls` lists the ids.")
+    return "" if goes_on else session
 
 
 def compose_messages(
@@ -142,13 +195,32 @@ def describe_outcome(model: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _ask(path: Path, ctx: int | None, request: ChatRequest, screen: Screen) -> Outcome:
+@contextmanager
+def _open_file(
+    path: Path, model: str, ctx: int | None, screen: Screen
+) -> Iterator[tuple[ChatEngine, ModelIdentity]]:
+    mark_used(path)
     with open_engine(path, ctx, screen) as engine:
-        return play_turn(engine, request, screen)
+        yield engine, identify_model(model, path)
 
 
-def _read_piped() -> str:
-    """Read stdin unless a person sits at it."""
+@contextmanager
+def _open_server(
+    url: str, key: str | None, model: str
+) -> Iterator[tuple[ChatEngine, ModelIdentity]]:
+    with open_remote_engine(url, key, model) as engine:
+        yield engine, identify_remote_model(engine)
+
+
+def read_piped() -> str:
+    """Read stdin unless a person sits at it.
+
+    Returns:
+        Its text; empty if there is none.
+
+    Raises:
+        UsageError: It is not UTF-8.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     data = sys.stdin.buffer.read()

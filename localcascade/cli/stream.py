@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localcascade.cli import console
+from localcascade.cli.render import MarkdownWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +39,8 @@ class Outcome:
 class Screen:
     """Writes a turn as it comes.
 
-    Thinking is dimmed where escape codes are allowed. On a terminal, control characters of the
-    model's text are escaped; a pipe gets its bytes as they are.
+    Thinking is dimmed where escape codes are allowed. On a terminal, the answer is set as Markdown
+    and control characters of the model's text are escaped; a pipe gets its bytes as they are.
 
     Args:
         show_answer: Whether the answer goes to stdout as it comes.
@@ -57,6 +58,7 @@ class Screen:
         self._newlines = {"answer": "", "thinking": ""}
         self._answered = False
         self._status_width = 0
+        self._writer: MarkdownWriter | None = None
 
     def show_status(self, text: str) -> None:
         """Replace the waiting line, if stderr is a terminal; an empty text clears it."""
@@ -82,13 +84,15 @@ class Screen:
         self.show_status("")
         if self._channel == "thinking":
             print(file=sys.stderr, flush=True)
-        if self._answered:
+        if self._writer is not None:
+            self._end_writer()
+        elif self._answered:
             print(flush=True)
         self.abandon()
 
     def abandon(self) -> None:
         """Forget the lines that were begun, as when nobody reads stdout any more."""
-        self._channel, self._answered = "", False
+        self._channel, self._answered, self._writer = "", False, None
 
     def note(self, text: str) -> None:
         """Write a remark of ours to stderr, dimmed like thinking."""
@@ -97,14 +101,25 @@ class Screen:
     def _begin(self, channel: str) -> None:
         """Close the other channel's line, with a blank one between them on a shared terminal."""
         shared = sys.stdout.isatty() and sys.stderr.isatty()
+        self._end_writer()
         if self._channel and (shared or self._channel == "thinking"):
             # Written to stderr in either direction: stdout holds nothing but the answer.
             print("\n" if shared else "", file=sys.stderr, flush=True)
             self._newlines["thinking"] = ""
         self._channel = channel
         self._answered |= channel == "answer"
+        if channel == "answer" and sys.stdout.isatty():
+            self._writer = MarkdownWriter(sys.stdout)
+
+    def _end_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.finish()
+        self._writer = None
 
     def _write(self, text: str) -> None:
+        if self._writer is not None:
+            self._writer.feed(text)
+            return
         stream = self._streams[self._channel]
         if text and stream.isatty():
             text = console.escape_controls(text)
@@ -114,13 +129,14 @@ class Screen:
         return f"\x1b[2m{text}\x1b[0m" if self._dim and text else text
 
 
-def open_engine(path: Path, ctx: int | None, screen: Screen) -> Engine:
+def open_engine(path: Path, ctx: int | None, screen: Screen, **options: Any) -> Engine:
     """Load a model, with the share done on the waiting line.
 
     Args:
         path: GGUF file.
         ctx: Context in tokens; None leaves it to the engine.
         screen: Where the line is.
+        **options: Any other of Engine's.
 
     Returns:
         The engine, to be closed by the caller.
@@ -130,7 +146,7 @@ def open_engine(path: Path, ctx: int | None, screen: Screen) -> Engine:
     """
     from localcascade.engine.client import Engine
 
-    engine = Engine(path, n_ctx=ctx)
+    engine = Engine(path, n_ctx=ctx, **options)
     try:
         engine.load(lambda _stage, done, _total: screen.show_status(f"Loading: {done} %"))
     except BaseException:

@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localcascade.errors import EngineDied
 from localcascade.fit import Device, Machine
 from localcascade.hardware import Memory
 
+if TYPE_CHECKING:
+    from localcascade.engine import _llama
+
 PINNED_VERSION = "0.3.36"
 """Of llama-cpp-python, as pyproject.toml pins it."""
 # The binding tells its own version only; this is the commit of llama.cpp that its sources carry.
 VENDORED_COMMITS = {PINNED_VERSION: "0c1e57098"}
+GPU_KINDS = ("gpu", "igpu")
 _TIMEOUT_S = 60.0
 _ROOT = Path(__file__).parents[2]
 _BOOT = """
@@ -58,17 +64,17 @@ class Backends:
     @property
     def gpus(self) -> tuple[Backend, ...]:
         """Those of the devices that are GPUs."""
-        return tuple(device for device in self.devices if device.kind in ("gpu", "igpu"))
+        return tuple(device for device in self.devices if device.kind in GPU_KINDS)
 
 
-def make_machine(backends: Backends, memory: Memory) -> Machine:
+def make_machine(backends: Iterable[Backend | _llama.Device], memory: Memory) -> Machine:
     """Say what a memory plan may use of this machine; what tells no size is left out.
 
     Args:
-        backends: What llama.cpp computes on.
+        backends: What llama.cpp computes on; those that are no GPUs do not count.
         memory: Main memory, as far as this process may use it.
     """
-    gpus = (
+    gpus = tuple(
         Device(
             name=gpu.name,
             # Metal calls itself a GPU with memory of its own, which no Mac has any more.
@@ -77,10 +83,12 @@ def make_machine(backends: Backends, memory: Memory) -> Machine:
             free_bytes=gpu.free_bytes,
             description=gpu.description,
         )
-        for gpu in backends.gpus
-        if gpu.total_bytes
+        for gpu in backends
+        if gpu.kind in GPU_KINDS and gpu.total_bytes
     )
-    return Machine(tuple(gpus), make_host(memory))
+    # llama.cpp takes a GPU that shares the main memory only where there is no other.
+    cards = tuple(gpu for gpu in gpus if gpu.kind == "gpu")
+    return Machine(cards or gpus, make_host(memory))
 
 
 def make_host(memory: Memory) -> Device:

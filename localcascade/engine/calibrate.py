@@ -29,7 +29,13 @@ DEFAULT_N_CTX = 2048
 """Tokens of a chunk: long enough for the state of a Mamba layer to fill."""
 DEFAULT_NAME = "localcascade calibration text"
 
-_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(up|down)_exps\.weight")
+_MATRICES = re.compile(
+    r"blk\.(\d+)\.(ssm_in|ssm_out|attn_q|attn_k|attn_v|attn_output|ffn_latent_(?:up|down)"
+    r"|ffn_(?:up|down)(?:_exps|_shexp)?)\.weight|output\.weight"
+)
+"""Those that are quantized, by their place in llama.cpp's files; the first group is the layer."""
+_ROUTED = ("ffn_down_exps",)
+"""Matrices whose experts each read inputs of their own."""
 _LOST = "the engine died and lost what it had collected"
 
 Document = str | ChatRequest
@@ -220,30 +226,33 @@ def _prepare_reading(engine: Engine, texts: Sequence[Path], n_ctx: int) -> _Read
 
 
 def list_stacks(model: Path, layers: Container[int] | None = None) -> list[Stack]:
-    """List the second moments that can be collected: those of the routed experts' inputs.
+    """List the second moments that can be collected: those of every quantized matrix's inputs.
 
     Args:
         model: A GGUF file.
-        layers: Of which layers; None is all.
+        layers: Of which layers; None is all, and what follows them.
 
     Returns:
-        `up` and `down` of each layer with experts, in the file's order. The experts of a layer
-        share one matrix for `up`, for each token has one input for all of them.
+        In the file's order. The experts of a layer share one matrix for `up`, for each token has
+        one input for all of them.
 
     Raises:
-        ConfigError: There are no experts in these layers.
+        ConfigError: There are no such layers.
         GGUFError: The file is damaged.
     """
     with open_gguf(model) as file:
         stacks = [
-            Stack(name, 1 if match[2] == "up" else prod(tensor.shape[:-2]), tensor.shape[-1])
+            Stack(name, prod(tensor.shape[:-2]) if match[2] in _ROUTED else 1, tensor.shape[-1])
             for name, tensor in file.tensors.items()
-            if (match := _EXPERTS.fullmatch(name)) and (layers is None or int(match[1]) in layers)
+            if (match := _MATRICES.fullmatch(name))
+            and (layers is None or (match[1] and int(match[1]) in layers))
         ]
-        held = sorted({int(match[1]) for match in map(_EXPERTS.fullmatch, file.tensors) if match})
+        found = [
+            int(match[1]) for match in map(_MATRICES.match, file.tensors) if match and match[1]
+        ]
     if not stacks:
-        where = f"its experts are in layers {', '.join(map(str, held))}" if held else "it has none"
-        raise ConfigError(model, "", f"no experts in the layers asked for; {where}")
+        where = f"its layers are {min(found)} to {max(found)}" if found else "it has none"
+        raise ConfigError(model, "", f"no matrices in the layers asked for; {where}")
     return stacks
 
 

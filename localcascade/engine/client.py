@@ -18,7 +18,9 @@ from localcascade.engine.sampling import check_request
 from localcascade.engine.wire import (
     Frame,
     LoadOptions,
+    Measurement,
     ModelInfo,
+    SpeedTest,
     check_options,
     decode_arrays,
     encode_chat_request,
@@ -43,9 +45,9 @@ class Engine:
 
     Args:
         path: A GGUF file.
-        n_ctx: Context in tokens; None is what the model was trained for, at most 8192.
+        n_ctx: Context in tokens; None is what fits, up to 32768 and what the model was trained for.
         n_threads: CPU threads; None is the physical cores that this process may use.
-        n_gpu_layers: Layers on the GPU, -1 for all; None is all if the build knows a GPU.
+        n_gpu_layers: Layers on the GPU, -1 for all; None is as many as fit.
         collects: Make one that sums up the inputs of its matrices, see collect; it is slower.
         **options: Any other field of LoadOptions.
 
@@ -82,6 +84,8 @@ class Engine:
 
         Raises:
             ModelFileError: The file is damaged, or llama.cpp refuses it.
+            OutOfBudget: It does not fit the memory; tells what would.
+            ValueError: The options make no sense for this model.
             NativeError: The context could not be created, most often for want of memory.
             EngineDied: The worker died, or did so three times within a minute.
         """
@@ -178,6 +182,30 @@ class Engine:
 
         frame, payload = self._start()[0].ask("logits", tokens=list(tokens), first=first)
         return np.frombuffer(payload, "<f4").reshape(frame["shape"])
+
+    def measure(
+        self, test: SpeedTest, on_progress: Callable[[int], None] = lambda _n: None
+    ) -> Measurement:
+        """Time llama.cpp's decoding, and nothing else.
+
+        Args:
+            test: What to time.
+            on_progress: Called with the number of repetitions done.
+
+        Returns:
+            Seconds of each repetition, and the worker's peak of memory.
+
+        Raises:
+            ContextFull: It does not fit the context.
+            ValueError: There is nothing to time.
+            CascadeError: As load does.
+        """
+
+        def tell(frame: Frame) -> None:
+            on_progress(frame["n_done"])
+
+        frame, _ = self._start()[0].ask("measure", on_frame=tell, test=asdict(test))
+        return Measurement(tuple(frame["elapsed_s"]), frame["peak_bytes"])
 
     def collect(
         self, tokens: Sequence[int], on_progress: Callable[[int], None] = lambda _n: None

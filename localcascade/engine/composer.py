@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from localcascade.engine.model import Model
+from localcascade.engine.model import LEAST_TOKENS, Model
 from localcascade.engine.vocabulary import Vocabulary
 from localcascade.errors import ContextFull, TemplateError
 from localcascade.prompt.events import ChatRequest, Message
@@ -45,6 +46,11 @@ class Composer:
         self._model, self._vocabulary = model, model.vocabulary
         self._cut = lru_cache(N_REMEMBERED)(self._cut_segment)
 
+    def warm_up(self) -> None:
+        """Compile the template ahead of the first request; if that fails, it will fail then."""
+        with contextlib.suppress(TemplateError):
+            self._template  # noqa: B018  a cached property
+
     def compose(self, request: ChatRequest, on_stage: Callable[[str], None]) -> Prompt:
         """Make the prompt of a request.
 
@@ -71,9 +77,8 @@ class Composer:
             raise ContextFull(len(tokens), self._model.info.n_ctx, sizes)
         # The last token is read anew even if the same is asked again, for the logits after it.
         found = {min(len(self.tokenize(segments[:n])), len(tokens) - 1) for n in places}
-        marks = sorted(found - {0})
         grammar = self._choose_grammar(request)
-        return Prompt(request, tokens, opens_thinking(segments), tuple(marks), grammar)
+        return Prompt(request, tokens, opens_thinking(segments), thin_out(found), grammar)
 
     def render(
         self, request: ChatRequest, on_stage: Callable[[str], None], *, is_complete: bool
@@ -140,6 +145,18 @@ class Composer:
     def _choose_grammar(self, request: ChatRequest) -> str | None:
         schema = request.sampling.json_schema
         return request.sampling.grammar if schema is None else write_grammar(schema)
+
+
+def thin_out(places: Iterable[int]) -> tuple[int, ...]:
+    """Keep the places that are far enough from the start and from the one before.
+
+    Of two that are close, the first is kept: what parts there has less to read again.
+    """
+    marks = [0]
+    for place in sorted(places):
+        if place - marks[-1] >= LEAST_TOKENS:
+            marks.append(place)
+    return tuple(marks[1:])
 
 
 def list_continuations(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:

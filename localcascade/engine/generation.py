@@ -201,6 +201,7 @@ class Generation:
         return None
 
     def _force(self, tokens: Sequence[int]) -> None:
+        self._turn.drop_character()
         for token in tokens:
             self._chooser.accept(token)
             self._take(token)
@@ -229,8 +230,9 @@ class Generation:
         scores = logits.astype(np.float64)
         scores -= scores.max()
         scores -= np.log(np.exp(scores).sum())
-        likeliest = np.argsort(-scores, kind="stable")[:n_top] if n_top else ()
-        top = tuple((self._spell(int(one)), float(scores[one])) for one in likeliest)
+        likeliest = np.argpartition(scores, -n_top)[-n_top:] if n_top else np.empty(0, int)
+        ranked = likeliest[np.argsort(-scores[likeliest])].tolist()
+        top = tuple((self._spell(one), float(scores[one])) for one in ranked)
         return TokenLogprob(self._spell(token), float(scores[token]), top, self._index)
 
     def _spell(self, token: int) -> str:

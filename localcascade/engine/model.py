@@ -12,15 +12,21 @@ import psutil
 
 from localcascade.engine import _llama
 from localcascade.engine.collector import Collector
+from localcascade.engine.planning import (
+    CHECKPOINT_BUDGETS_BYTES,
+    count_batch,
+    count_outputs,
+    count_sequences,
+    plan_load,
+)
 from localcascade.engine.vocabulary import Vocabulary
 from localcascade.engine.wire import LoadOptions, ModelInfo
 from localcascade.errors import ModelFileError, NativeError
+from localcascade.fit import DEFAULT_N_CTX, Plan
 
-DEFAULT_N_CTX = 8192
-N_BATCH = 512
-"""Tokens of a micro-batch: progress is told, and cancelling heard, between two of them."""
-DEFAULT_N_PARALLEL = 4
-"""Sequences. One more costs its recurrent state, 48 MiB for the 30 B model; attention is shared."""
+LEAST_TOKENS = 32
+"""What is read again in no time is worth no checkpoint: one of the 30 B model takes 48 MiB, and
+cutting a prompt there takes a micro-batch more."""
 
 FATAL_BUFFERS = {"AMX"}
 """Layouts whose code may crash: GCC up to 12 drops most of the AMX tile configuration, since its
@@ -56,7 +62,9 @@ class Model:
 
     Raises:
         ModelFileError: llama.cpp refuses the file; its own words are in the message.
+        OutOfBudget: It does not fit the memory.
         NativeError: The context could not be created.
+        ValueError: The options make no sense for this model.
     """
 
     def __init__(
@@ -64,15 +72,18 @@ class Model:
     ) -> None:
         started_s = time.perf_counter()
         devices = _llama.list_devices()
-        self._model = _load(path, options, devices, log, on_progress)
+        planned = plan_load(path, options, devices)
+        self._model = _load(path, options, planned, log, on_progress)
         n_ctx_train = _llama.get_n_ctx_train(self._model)
         self.collector = Collector(path) if options.collects else None
         self.has_recurrent_state = _llama.has_recurrent_state(self._model)
-        chosen = choose_context(options, n_ctx_train)
+        chosen = choose_context(options, planned, n_ctx_train)
         self.context = _create_context(
             self._model, chosen, self.collector.tap if self.collector else None, log
         )
         self.n_batch, self.batch = chosen.n_batch, _llama.Batch(chosen.n_batch)
+        self.n_outputs = chosen.n_outputs or chosen.n_batch
+        self.checkpoint_bytes = choose_checkpoint_bytes(options, planned)
         self.metadata = _llama.read_metadata(self._model)
         self.vocabulary = Vocabulary(
             _llama.get_vocab(self._model),
@@ -90,25 +101,36 @@ class Model:
         )
 
 
-def choose_context(options: LoadOptions, n_ctx_train: int) -> _llama.ContextOptions:
+def choose_context(
+    options: LoadOptions, planned: Plan | None, n_ctx_train: int
+) -> _llama.ContextOptions:
     """Choose what the options leave open about the context.
 
     Args:
-        options: The options. What collects has one sequence: it reads nothing but whole texts.
+        options: The options.
+        planned: The memory plan, if there is one.
         n_ctx_train: Context length that the model was trained for, in tokens.
 
     Returns:
         All of it.
     """
-    n_parallel = 1 if options.collects else options.n_parallel or DEFAULT_N_PARALLEL
+    fitting = planned.options.n_ctx if planned else min(n_ctx_train, DEFAULT_N_CTX)
     return _llama.ContextOptions(
-        n_ctx=options.n_ctx or min(n_ctx_train, DEFAULT_N_CTX),
-        n_batch=max(options.n_batch or N_BATCH, n_parallel),
+        n_ctx=options.n_ctx or fitting,
+        n_batch=count_batch(options),
         n_threads=options.n_threads or count_threads(),
-        n_sequences=n_parallel,
+        n_sequences=count_sequences(options),
         cache_type=options.cache_type,
         flash_attention=options.flash_attention,
+        n_outputs=count_outputs(options),
     )
+
+
+def choose_checkpoint_bytes(options: LoadOptions, planned: Plan | None) -> int:
+    """Choose how much main memory saved states may take: as wanted, else as planned."""
+    if options.checkpoint_bytes is not None:
+        return options.checkpoint_bytes
+    return planned.uses[-1].checkpoint_bytes if planned else CHECKPOINT_BUDGETS_BYTES[0]
 
 
 def count_threads() -> int:
@@ -119,15 +141,15 @@ def count_threads() -> int:
     return physical
 
 
-def choose_gpu_layers(wanted: int | None, devices: tuple[_llama.Device, ...]) -> int:
-    """Choose how many layers go to the GPU: as wanted, else all if the build knows one.
+def choose_gpu_layers(options: LoadOptions, planned: Plan | None) -> int:
+    """Choose how many layers go to GPUs: as planned, else as wanted, else all that there are.
 
     Returns:
         A count; -1 is all.
     """
-    if wanted is not None:
-        return wanted
-    return -1 if any(device.kind in ("gpu", "igpu") for device in devices) else 0
+    if planned is not None:
+        return planned.placement.n_gpu_layers
+    return -1 if options.n_gpu_layers is None else options.n_gpu_layers
 
 
 def _create_context(
@@ -148,7 +170,7 @@ def _create_context(
 def _load(
     path: Path,
     options: LoadOptions,
-    devices: tuple[_llama.Device, ...],
+    planned: Plan | None,
     log: Log,
     on_progress: Callable[[float], None],
 ) -> _llama.ModelHandle:
@@ -160,7 +182,9 @@ def _load(
     try:
         return _llama.load_model(
             path,
-            n_gpu_layers=choose_gpu_layers(options.n_gpu_layers, devices),
+            n_gpu_layers=choose_gpu_layers(options, planned),
+            cpu_tensors=planned.placement.tensor_overrides if planned else (),
+            gpu_shares=planned.gpu_shares if planned else (),
             use_mmap=options.use_mmap,
             use_mlock=options.use_mlock,
             # What is collected is then the same on every CPU.

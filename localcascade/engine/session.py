@@ -113,7 +113,7 @@ class Session:
         if first == 0 or self.tokens != list(tokens[:first]):
             self.clear()
         logits = np.empty((len(tokens) - first, n_vocab), np.float32)
-        n_batch = self._model.n_batch
+        n_batch = self._model.n_outputs
         for start in range(len(self.tokens), len(tokens), n_batch):
             part = tokens[start : start + n_batch]
             end = start + len(part) - first

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from localcascade.engine import _llama
 from localcascade.engine.checkpoints import Checkpoint, Checkpoints, Restoration, pack_tokens
-from localcascade.engine.model import Model
+from localcascade.engine.model import LEAST_TOKENS, Model
 from localcascade.engine.session import Session, count_common
 from localcascade.errors import NativeError
 
-LEAST_TOKENS = 32
-"""What is read again in no time is worth no checkpoint, which takes 48 MiB of the 30 B model."""
 N_SAVED = 4
 """Recurrent states kept on disk with a session: the last question's two ends, and a turn before."""
 

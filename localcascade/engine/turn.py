@@ -55,6 +55,10 @@ class Turn:
         self.n_thinking += self._channel == "thinking"
         return events
 
+    def drop_character(self) -> None:
+        """Forget the first bytes of a character, for what comes next is not the rest of it."""
+        self._decoder.reset()
+
     def finish(self, *, is_truncated: bool) -> list[Event]:
         """Say that no more tokens come.
 

@@ -3,8 +3,8 @@
 A frame is a JSON header and, for arrays, bytes behind it. Nothing that runs code on reading
 (no pickle) crosses, for the worker reads files that nobody vouches for.
 
-client -> worker   {id, op: load | chat | render | tokenize | logits | collect | read_inputs |
-                    watch | read_outer | disturb | cancel, ...}
+client -> worker   {id, op: load | chat | render | tokenize | logits | measure | collect |
+                    read_inputs | watch | read_outer | disturb | cancel | answer_now, ...}
 worker -> client   {id, kind: progress | stage | event | result | error, ...}
 A request ends with a result, an error, or the event Done.
 """
@@ -49,6 +49,7 @@ _ERRORS: dict[str, type[Exception]] = {
         errors.ModelFileError,
         errors.TemplateError,
         errors.ContextFull,
+        errors.OutOfBudget,
         errors.NativeError,
         ValueError,
     )
@@ -60,10 +61,12 @@ class LoadOptions:
     """How to load a model; None leaves it to the worker."""
 
     n_ctx: int | None = None
-    """Context in tokens."""
+    """Context in tokens; None is what fits, up to fit.DEFAULT_N_CTX."""
     n_threads: int | None = None
     n_gpu_layers: int | None = None
-    """-1 is all."""
+    """-1 is all; None is as many as fit."""
+    n_cpu_expert_layers: int | None = None
+    """Layers whose experts stay in main memory; None is as many as must."""
     use_mmap: bool = True
     use_mlock: bool = False
     """Keep the weights from being swapped out."""
@@ -71,13 +74,16 @@ class LoadOptions:
     """Requests that are generated at once; they share the context."""
     n_batch: int | None = None
     """Tokens of a micro-batch."""
+    n_outputs: int | None = None
+    """Most tokens of a micro-batch whose logits are computed, all by default. A chat needs one a
+    request; with 131072 tokens in the vocabulary, 512 take 256 MiB."""
     cache_type: str = "f16"
     """Of the KV cache: f16, q8_0 or q4_0."""
     flash_attention: bool | None = None
     """None uses it where the device can; a quantized cache needs it. On a CPU it adds up in half
     precision, so that the place of a token in the cache shows in the third digit of the logits."""
-    checkpoint_bytes: int = 1 << 30
-    """RAM for states to come back to."""
+    checkpoint_bytes: int | None = None
+    """RAM for states to come back to; None is 1 GiB, or less where there is no room for it."""
     session_folder: str | None = None
     """Where the states of named sessions are kept; None keeps none."""
     collects: bool = False
@@ -92,7 +98,7 @@ def check_options(options: LoadOptions) -> None:
     """
     for name, least in (
         ("n_ctx", 1), ("n_threads", 1), ("n_gpu_layers", -1), ("n_parallel", 1), ("n_batch", 1),
-        ("checkpoint_bytes", 0),
+        ("checkpoint_bytes", 0), ("n_cpu_expert_layers", 0), ("n_outputs", 1),
     ):  # fmt: skip
         value, most = getattr(options, name), _MOST.get(name, 2**31 - 1)
         if value is not None and not least <= value <= most:
@@ -118,6 +124,34 @@ class ModelInfo:
     """Token that opens every text, if the file says that one does."""
     n_parallel: int = 1
     """Requests that are generated at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedTest:
+    """One thing to measure."""
+
+    n_prompt: int
+    """Tokens to read in micro-batches; 0 for none."""
+    n_gen: int
+    """Tokens to compute after them, one by one; 0 for none."""
+    depth: int = 0
+    """Tokens in the context before."""
+    n_repetitions: int = 5
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are timed."""
+        return self.n_prompt + self.n_gen
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a test took."""
+
+    elapsed_s: tuple[float, ...]
+    """Of each repetition."""
+    peak_bytes: int
+    """Most main memory that the worker has held so far, mapped weights included."""
 
 
 class Channel:

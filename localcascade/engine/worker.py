@@ -32,6 +32,7 @@ from localcascade.engine.checkpoints import Checkpoint, Checkpoints
 from localcascade.engine.collector import Collector
 from localcascade.engine.composer import Composer, Prompt
 from localcascade.engine.generation import Generation, Wishes
+from localcascade.engine.measuring import measure_speed, read_peak_bytes
 from localcascade.engine.model import Log, Model
 from localcascade.engine.running import announce_engine
 from localcascade.engine.sampling import check_tokens
@@ -43,6 +44,7 @@ from localcascade.engine.wire import (
     Frame,
     LoadOptions,
     Payload,
+    SpeedTest,
     decode_chat_request,
     encode_arrays,
     encode_error,
@@ -54,6 +56,8 @@ from localcascade.prompt.events import Done, Event
 STACK_BYTES = 512 << 20
 """Of the computing thread; touched only as far as needed. llama.cpp splits text by recursion, and
 26,000 letters in a row fill the usual 8 MiB."""
+FINISH_LIMIT_S = 2.0
+"""How long the state of a session may still be written after the client hung up; it waits for 3."""
 PARENT_CHECK_S = 1.0
 """A fork of the client may hold the socket open after the client is gone, so look for it too."""
 
@@ -69,6 +73,8 @@ class Inbox:
         self._channel = channel
         self._requests: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._wishes: dict[int, Wishes] = {}
+        self.finish: Callable[[], None] = lambda: None
+        """Called at a hang-up: what must still be done, within FINISH_LIMIT_S."""
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -76,7 +82,7 @@ class Inbox:
             yield self._requests.get()
 
     def watch(self, request: int) -> Wishes:
-        """Find out what else the client wants of a request, from its arrival on."""
+        """Find out what else the client wants of a chat, from its arrival on."""
         return self._wishes[request]
 
     def forget(self, request: int) -> None:
@@ -88,17 +94,21 @@ class Inbox:
             try:
                 frame, _ = self._channel.receive()
             except EOFError:
-                os._exit(0)
-            wishes = self._wishes.get(frame["id"])
+                self._end()
+            wishes = self._wishes.get(frame["id"], Wishes())
             if frame["op"] == "cancel":
-                if wishes is not None:
-                    wishes.is_cancelled = True
+                wishes.is_cancelled = True
             elif frame["op"] == "answer_now":
-                if wishes is not None:
-                    wishes.wants_answer = True
+                wishes.wants_answer = True
             else:
-                self._wishes[frame["id"]] = Wishes()
+                if frame["op"] == "chat":
+                    self._wishes[frame["id"]] = wishes
                 self._requests.put(frame)
+
+    def _end(self) -> NoReturn:
+        threading.Timer(FINISH_LIMIT_S, os._exit, (0,)).start()
+        self.finish()
+        os._exit(0)
 
 
 class Worker:
@@ -120,8 +130,9 @@ class Worker:
         self._archive = open_archive(options, path)
         self._archived: set[str] = set()  # what is in memory already
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        inbox.finish = self._writer.shutdown  # waits for what is being written
         self._outgoing: list[tuple[int, list[Any]]] = []
-        slots = Slots(model, Checkpoints(options.checkpoint_bytes))
+        slots = Slots(model, Checkpoints(model.checkpoint_bytes))
         self._scheduler = Scheduler(
             model, slots, self._flush, self._save if self._archive else None
         )
@@ -132,6 +143,7 @@ class Worker:
         }
         self._jobs: dict[str, Callable[[Frame, Session], None]] = {
             "logits": self._read_logits,
+            "measure": self._measure,
             "collect": self._collect,
             "read_inputs": self._read_inputs,
             "watch": self._watch,
@@ -146,6 +158,7 @@ class Worker:
 
     def _prepare(self) -> None:
         try:
+            self._composer.warm_up()
             for frame in self._inbox:
                 if frame["op"] in self._jobs:
                     self._scheduler.submit(partial(self._run_job, frame))
@@ -159,7 +172,6 @@ class Worker:
     def _run_job(self, frame: Frame, session: Session) -> None:
         with self._telling_errors(frame):
             self._jobs[frame["op"]](frame, session)
-        self._inbox.forget(frame["id"])
 
     @contextlib.contextmanager
     def _telling_errors(self, frame: Frame) -> Iterator[None]:
@@ -249,6 +261,16 @@ class Worker:
         payload = logits.astype("<f4", copy=False).data.cast("B")
         send_reply(self._channel, frame, "result", payload, shape=logits.shape)
 
+    def _measure(self, frame: Frame, session: Session) -> None:
+        session.clear()
+        test, elapsed_s = SpeedTest(**frame["test"]), []
+        for one_s in measure_speed(self._model, test):
+            elapsed_s.append(one_s)
+            send_reply(self._channel, frame, "progress", n_done=len(elapsed_s))
+        send_reply(
+            self._channel, frame, "result", elapsed_s=elapsed_s, peak_bytes=read_peak_bytes()
+        )
+
     def _collect(self, frame: Frame, session: Session) -> None:
         for n_done in self._collector.collect(session, frame["tokens"]):
             send_reply(self._channel, frame, "progress", n_tokens=n_done)
@@ -312,7 +334,7 @@ def load_model(channel: Channel, frame: Frame, log: Log) -> Model | None:
 
     try:
         model = Model(Path(frame["path"]), LoadOptions(**frame["options"]), log, tell)
-    except CascadeError as exc:
+    except (CascadeError, ValueError) as exc:
         send_reply(channel, frame, "error", error=encode_error(exc))
         return None
     announce_engine(Path(frame["path"]), model.info.n_ctx)

@@ -39,6 +39,7 @@ class Wishes:
             n_ctx=n_ctx,
             kv_type=self.kv_type,
             n_parallel=self.n_parallel,
+            n_batch=self.n_ubatch,
             n_ubatch=self.n_ubatch,
             n_outputs=self.n_outputs,
             flash_attention=self.flash_attention,

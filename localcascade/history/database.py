@@ -18,13 +18,14 @@ from localcascade.history.statements import INDEX_REST, Statement
 BUSY_S = 10.0
 """How long a change waits for another process; theirs take milliseconds."""
 
-_FREE_S = "Another process holds it; try again when that has ended."
+_IN_USE_HINT = "Another process holds it; try again when that has ended."
 _PROBLEMS: dict[int, tuple[str, str]] = {
-    sqlite3.SQLITE_BUSY: ("it is in use by another process", _FREE_S),
-    sqlite3.SQLITE_LOCKED: ("it is in use by another process", _FREE_S),
+    sqlite3.SQLITE_BUSY: ("it is in use by another process", _IN_USE_HINT),
+    sqlite3.SQLITE_LOCKED: ("it is in use by another process", _IN_USE_HINT),
     sqlite3.SQLITE_READONLY: ("it cannot be written", "Check its permissions and its folder's."),
     sqlite3.SQLITE_CANTOPEN: ("it cannot be opened", "Check its permissions and its folder's."),
     sqlite3.SQLITE_PERM: ("it cannot be opened", "Check its permissions and its folder's."),
+    sqlite3.SQLITE_CONSTRAINT: ("another process has removed that session", "Begin another one."),
     sqlite3.SQLITE_FULL: ("the disk is full", "Free some space; `session export` still works."),
     sqlite3.SQLITE_IOERR: ("the disk cannot be read or written", "Check the disk."),
 }

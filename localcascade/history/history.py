@@ -13,7 +13,7 @@ from localcascade import paths
 from localcascade.errors import HistoryError, SessionNotFound
 from localcascade.history import statements
 from localcascade.history.database import Database, open_database
-from localcascade.history.owner import is_alive, name_owner
+from localcascade.history.owner import is_alive
 from localcascade.history.records import (
     Attachment,
     Match,
@@ -63,7 +63,6 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._writer = None if database.problem else Writer(database)
-        self._owner = ""
 
     @classmethod
     def open(cls, path: Path | None = None) -> Self:
@@ -138,19 +137,24 @@ class History:
         """List sessions, the one that was last spoken in first; deleted ones are left out."""
         return self._read_sessions("1 ORDER BY updated_s DESC, n DESC LIMIT ?", limit or -1)
 
-    def find_session(self, prefix: str) -> Session:
-        """Find a session by the beginning of its id.
+    def find_session(self, prefix: str | None) -> Session:
+        """Find a session by the beginning of its id; None is the one that was last spoken in.
 
         Raises:
-            SessionNotFound: None begins so, or more than one.
+            SessionNotFound: None begins so, or more than one; or there is none at all.
         """
+        if prefix is None:
+            last = self.find_last_session()
+            if last is None:
+                raise SessionNotFound(self.path, "there is no session yet", "Begin one.")
+            return last
         text = prefix.lower()
-        found = self._read_sessions("substr(id, 1, ?) = ? LIMIT 2", max(len(text), 1), text)
+        found = self._read_sessions("substr(id, 1, ?) = ? LIMIT 2", len(text), text) if text else []
         if len(found) == 1:
             return found[0]
-        problem = f"more than one session begins with {prefix!a}" if found else f"no {prefix!a:.60}"
+        which = "more than one session begins" if found else "no session begins"
         hint = "Give more of the id." if found else "`localcascade session ls` lists them."
-        raise SessionNotFound(self.path, problem, hint)
+        raise SessionNotFound(self.path, f"{which} with {prefix!a:.60}", hint)
 
     def find_last_session(self) -> Session | None:
         """Find the session that was last spoken in; None if there is none."""
@@ -223,7 +227,7 @@ class History:
             tool_call_id, tuple(attachments), dict(timings or {}), model, dict(sampling or {}),
             time.time(),
         )  # fmt: skip
-        self._change(*statements.insert_message(message, None))
+        self._change(*statements.insert_message(message))
         return message
 
     def begin(
@@ -244,7 +248,7 @@ class History:
             _make_id(), session, parent, role, state="streaming", model=model,
             sampling=dict(sampling or {}), created_s=time.time(),
         )  # fmt: skip
-        self._change(*statements.insert_message(message, self._own()))
+        self._change(*statements.insert_message(message))
         return Stream(message, self._require_writer())
 
     def reopen(self, message: str) -> Stream:
@@ -254,7 +258,7 @@ class History:
             KeyError: There is none of that id.
         """
         stream = Stream(self.read(message), self._require_writer())
-        self._change(*statements.reopen(message, self._own()))
+        self._change(*statements.reopen(message))
         return stream
 
     # Reading
@@ -347,10 +351,6 @@ class History:
             assert self._database.problem is not None
             raise self._database.problem
         return self._writer
-
-    def _own(self) -> str:
-        self._owner = self._owner or name_owner()
-        return self._owner
 
     def _close_streams(self) -> None:
         sql = "SELECT id, owner FROM messages WHERE state = 'streaming'"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from localcascade.history import statements
@@ -44,13 +46,32 @@ def salvage(path: Path) -> Salvage:
     Raises:
         HistoryDamaged: Nothing can be read at all.
     """
-    # immutable: no lock, no journal; a journal that a crash left could not be applied anyway.
-    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(address, uri=True)) as connection:
+        with closing(_open(path)) as connection:
             return _read_all(connection)
     except sqlite3.Error as error:
         raise explain(path, error) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file so that nothing is written to it.
+
+    Where a crash left a journal beside it, SQLite takes that into a copy, which is then read from
+    the memory.
+    """
+    journals = [path.with_name(path.name + ending) for ending in ("-journal", "-wal")]
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    if not any(journal.exists() for journal in journals):
+        return sqlite3.connect(address, uri=True)
+    with TemporaryDirectory() as folder, suppress(OSError, sqlite3.Error):
+        for file in (path, *filter(Path.exists, journals)):
+            shutil.copy(file, folder)
+        with closing(sqlite3.connect(Path(folder) / path.name)) as repaired:
+            repaired.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            copy = sqlite3.connect(":memory:")
+            copy.deserialize(repaired.serialize())
+            return copy
+    return sqlite3.connect(address, uri=True)
 
 
 def _read_all(connection: sqlite3.Connection) -> Salvage:

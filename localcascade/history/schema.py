@@ -60,7 +60,8 @@ def split_script(script: str) -> list[str]:
 
 def _join(column: str) -> str:
     pieces = f"SELECT {column} FROM pieces WHERE message = messages.id ORDER BY n"
-    return f"{column} || coalesce((SELECT group_concat({column}, '') FROM ({pieces})), '')"
+    rest = f"coalesce((SELECT group_concat({column}, '') FROM ({pieces})), '')"
+    return f"CASE state WHEN 'streaming' THEN {column} || {rest} ELSE {column} END"
 
 
 JOINED_TEXT, JOINED_THINKING = _join("text"), _join("thinking")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from localcascade.history.records import Attachment, Message, ModelIdentity, Session
 from localcascade.history.schema import JOINED_TEXT, JOINED_THINKING
 
+THIS_PROCESS = object()
+"""Stands among the values for the name of this process, which takes a while to find out."""
 INTERRUPTED = "the program ended while this was written"
 
 
@@ -58,13 +60,9 @@ def insert_session(session: Session) -> Statement:
     )
 
 
-def insert_message(message: Message, owner: str | None) -> tuple[Statement, ...]:
-    """Add a message, as the last one of the path on the screen.
-
-    Args:
-        message: Whole, or as far as it has come.
-        owner: The process that streams it; None for one that is whole.
-    """
+def insert_message(message: Message) -> tuple[Statement, ...]:
+    """Add a message, whole or one that this process streams, as the last one on the screen."""
+    owner = THIS_PROCESS if message.state == "streaming" else None
     values = (message.id, message.session, message.parent, message.role)
     insert = Statement(
         "INSERT INTO messages(id, session, parent, role, text, thinking, state, note, details,"
@@ -115,14 +113,14 @@ def extend(message: str, thinking: str, text: str) -> Statement:
     )
 
 
-def reopen(message: str, owner: str) -> tuple[Statement, ...]:
+def reopen(message: str) -> tuple[Statement, ...]:
     """Let a finished message stream again."""
     return (
         Statement(f"{_UNINDEX} FROM messages WHERE id = ? AND indexed", (message,), True),
         Statement(
             "UPDATE messages SET state = 'streaming', note = '', owner = ?, indexed = 0"
             " WHERE id = ?",
-            (owner, message),
+            (THIS_PROCESS, message),
         ),
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from localcascade.errors import HistoryError
 from localcascade.history import statements
 from localcascade.history.database import Database, explain
+from localcascade.history.owner import name_owner
 from localcascade.history.statements import Statement
 
 PERIOD_S = 0.2
@@ -44,6 +45,7 @@ class Writer:
         self._n_given = self._n_written = self._n_tries = 0
         self._hurried = self._closing = False
         self._problem: HistoryError | None = None
+        self._owner = ""
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
         self._thread.start()
 
@@ -103,7 +105,7 @@ class Writer:
         while self._wait():
             queue = self._take()
             try:
-                refused = self._database.change([_to_statement(change) for change in queue])
+                refused = self._database.change([self._complete(change) for change in queue])
             except sqlite3.Error as error:
                 self._settle(queue, 0, explain(self._database.path, error))
             else:
@@ -135,6 +137,12 @@ class Writer:
             self._problem = problem
             self._changed.notify_all()
 
-
-def _to_statement(change: Statement | _Piece) -> Statement:
-    return change.to_statement() if isinstance(change, _Piece) else change
+    def _complete(self, change: Statement | _Piece) -> Statement:
+        statement = change.to_statement() if isinstance(change, _Piece) else change
+        if statements.THIS_PROCESS not in statement.values:
+            return statement
+        self._owner = self._owner or name_owner()
+        own = (
+            self._owner if each is statements.THIS_PROCESS else each for each in statement.values
+        )
+        return statement._replace(values=tuple(own))

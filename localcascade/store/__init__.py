@@ -27,6 +27,7 @@ from localcascade.store.lookup import (
     find_checkpoint,
     find_model,
     list_installed,
+    list_parts,
 )
 from localcascade.store.manifest import Kind, Manifest, StoredFile, Weights
 from localcascade.store.staging import (
@@ -58,6 +59,7 @@ __all__ = [
     "list_installed",
     "list_leftovers",
     "list_models",
+    "list_parts",
     "make_manifest",
     "mark_used",
     "measure_disk",

@@ -196,3 +196,13 @@ def _explain_unknown(name: str, known: Iterable[str]) -> ModelNotFound:
     return ModelNotFound(
         f"no model is called {name}", f"{hint}`localcascade models` lists the names."
     )
+
+
+def list_parts(path: Path) -> list[Path]:
+    """List the files of a model, of which the first is given: NAME-00001-of-00003.gguf."""
+    first, _, n_parts = path.stem.rpartition("-of-")
+    if not first.endswith("-00001") or not n_parts.isdecimal():
+        return [path]
+    stem = first.removesuffix("-00001")
+    names = (f"{stem}-{i + 1:05}-of-{n_parts}{path.suffix}" for i in range(int(n_parts)))
+    return [path.with_name(name) for name in names]

@@ -159,10 +159,6 @@ class Speaker:
             self._listener.post_message(MemoryMeasured(n_bytes))
             await asyncio.sleep(MEMORY_PERIOD_S)
 
-    def close(self) -> None:
-        """End the engine."""
-        self._engine.close()
-
 
 def measure_children() -> int:
     """Resident memory in bytes of the processes that this one has started."""

@@ -57,7 +57,9 @@ class GGUFArray(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         if self.value_type == "str":
             return map(self._decode, self._string_starts())
-        return map(self.__getitem__, range(self._n))
+        scalar = SCALARS[self.value_type]
+        values = self._data[self._start : self._start + self._n * scalar.size]
+        return (value for (value,) in scalar.iter_unpack(values))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):

@@ -14,13 +14,30 @@ from pathlib import Path
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q",
            11: "<q", 12: "<d"}  # fmt: skip
 TEXT, ARRAY = 8, 9
-EXTREMES = (0, 1, 2, 3, 7, 63, 255, 513, 65_537, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
+EXTREMES = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    63,
+    255,
+    513,
+    65_537,
+    2**20,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63,
+    2**64 - 1,
+)
 ARCHITECTURES = (
     "llama", "qwen3moe", "qwen2", "mamba", "mamba2", "nemotron_h", "nemotron_h_moe", "bert", "t5",
     "gemma3", "deepseek2", "rwkv7", "falcon-h1", "gpt-oss", "clip", "wavtokenizer-dec", "nonsense",
 )  # fmt: skip
 EXTRA_INTEGERS = (
-    "A.rope.dimension_count", "A.rope.scaling.original_context_length", "A.attention.sliding_window",
+    "A.rope.dimension_count", "A.rope.scaling.original_context_length",
+    "A.attention.sliding_window",
     "A.pooling_type", "A.expert_count", "A.expert_used_count", "A.expert_group_count",
     "A.expert_group_used_count", "A.nextn_predict_layers", "A.moe_latent_size", "A.vocab_size",
     "A.expert_gating_func", "A.embedding_length_out", "A.attention.key_length", "split.count",
@@ -39,7 +56,8 @@ EXTRA_TEXTS = (
     "tokenizer.chat_template", "adapter.type", "general.name",
 )  # fmt: skip
 TEXTS = (b"", b"x", b"none", b"yarn", b"llama", b"bert", b"t5", b"rwkv", b"plamo2", b"default",
-         b"qwen2", b"\xff\xfe\xff", b"\x00", b"a\x1b[31mb", b"%s%n%n", b"A" * 300_000, b"{{ " * 9_000,
+         b"qwen2", b"\xff\xfe\xff", b"\x00", b"a\x1b[31mb", b"%s%n%n", b"A" * 300_000,
+         b"{{ " * 9_000,
          b"{% for i in range(10**9) %}x{% endfor %}", "\u202e\U0010ffff".encode())  # fmt: skip
 
 
@@ -194,6 +212,8 @@ def pick_value(kind: int, old: bytes, rng: random.Random) -> bytes:
     """Another value of the same kind."""
     if kind == TEXT:
         return rng.choice((*TEXTS, old[::-1], old[: len(old) // 2], old * 2))
+    if kind not in FORMATS or len(old) != struct.calcsize(FORMATS[kind]):
+        return rng.randbytes(4)  # an earlier change has left no such value
     if FORMATS[kind][1] in "fd":
         reals = (0.0, -1.0, 1e-45, 1e30, float("nan"), float("inf"), -float("inf"), 2.0)
         return struct.pack(FORMATS[kind], rng.choice(reals))
@@ -319,7 +339,8 @@ def change_offset(parts: Parts, rng: random.Random) -> None:
 
 def rename_tensor(parts: Parts, rng: random.Random) -> None:
     info = rng.choice(parts.infos)
-    names = (b"", b"x" * 64, b"blk.0.attn_q.weight", b"blk.99999.attn_norm.weight", b"blk.-1.ffn_up",
+    names = (b"", b"x" * 64, b"blk.0.attn_q.weight", b"blk.99999.attn_norm.weight",
+             b"blk.-1.ffn_up",
              b"\xff", b"a\x1b[2Jb", b"rope_freqs.weight", b"output.weight", b"token_embd.weight",
              info.name + b"s", info.name[:-3], b"blk.0.ffn_gate_inp.weight")  # fmt: skip
     info.name = rng.choice(names)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from localcascade.chat.conversation import Conversation, MemoryJournal, Message
 from localcascade.engine.wire import ModelInfo
 from localcascade.errors import CascadeError
 from localcascade.prompt.events import (
@@ -19,6 +20,7 @@ from localcascade.prompt.events import (
     Timings,
     Usage,
 )
+from localcascade.tui.app import ChatApp, Opening, Preferences
 
 Script = Sequence[Event | None]
 """Events of one turn; at None it waits until it is released, or told to answer now."""
@@ -96,3 +98,29 @@ class ScriptedChat(AsyncIterator[Event]):
 
     async def aclose(self) -> None:
         self.is_closed = True
+
+
+@dataclass
+class ScriptedSource:
+    """Conversations with a scripted engine, kept nowhere."""
+
+    engine: ScriptedEngine
+    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+
+    def begin(self, model: str | None) -> Opening:
+        self.asked.append((None, model))
+        return Opening(Conversation(MemoryJournal()), model or "scripted", self.engine)
+
+    def resume(self, session: str | None, model: str | None) -> Opening:
+        self.asked.append((session, model))
+        return self.begin(model)
+
+
+def open_chat(
+    engine: ScriptedEngine, messages: Sequence[Message] = (), theme: str = "cascade-dark"
+) -> ChatApp:
+    """A chat with a scripted engine, and a conversation that is kept nowhere."""
+    opening = Opening(
+        Conversation(MemoryJournal(), messages), "nemotron-cascade-2", engine, "Homework"
+    )
+    return ChatApp(ScriptedSource(engine), opening, Preferences(theme))

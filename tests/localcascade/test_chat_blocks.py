@@ -8,11 +8,11 @@ from markdown_it import MarkdownIt
 
 from localcascade.chat.blocks import CODE_LINES, BlockSplitter, Piece
 
-LINES = st.sampled_from(
-    ["", "", "word", "two words", "# Head", "- item", "  - inner", "  more", "1. one", "2. two"]
-    + ["> quote", "```py", "```", "~~~", "    code", "---", "===", "| a | b |", "|---|---|"]
-    + ["* star", "[x]: /url", "**bold**", "+", "2) two", "<div>", "\t- tab", "10. ten"]
-)
+SOURCE = """
+word|two words|# Head|- item|  - inner|  more|1. one|2. two|> quote|```py|```|~~~|    code|---|===|
+* star|[x]: /url|**bold**|+|2) two|<div>|\t- tab|10. ten
+"""
+LINES = st.sampled_from([*SOURCE.replace("\n", "").split("|"), "", "| a | b |", "|---|---|"])
 
 
 def split(text: str, n_characters: int) -> list[Piece]:
@@ -94,6 +94,17 @@ def test_a_long_table_is_handed_out_by_rows_with_its_header() -> None:
     ]
     assert len(pieces) > 3
     assert rows == [str(n) for n in range(40)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(9, 30), st.sampled_from(["", "\n", "\n\n"]))
+def test_what_follows_a_long_table_is_no_row_of_it(n: int, n_rows: int, gap: str) -> None:
+    text = "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * n_rows + f"{gap}word\n\nend"
+    pieces = split(text, n)
+    parser = MarkdownIt("commonmark").enable("table")
+    tokens = [token for piece in pieces for token in parser.parse(piece.markdown)]
+    n_found = sum(t.type == "tr_open" for t in tokens) - sum(t.type == "thead_open" for t in tokens)
+    assert n_found == n_rows + (not gap)  # without a blank line Markdown takes it for a row
 
 
 def test_a_formula_is_never_cut() -> None:

@@ -10,11 +10,14 @@ import typer
 
 from localcascade.cli.app import run_arguments
 from localcascade.cli.calibrate import describe_coverage, parse_layers
+from quantize.choices import Choices
+from quantize.convert import quantize_checkpoint
 from quantize.importance import Coverage, read_importance
 from quantize.moments import read_moments
 from quantize.sensitivity import read_sensitivity
 from tests.localcascade.calibrations import write_model
 from tests.localcascade.models import write_model as write_bare_model
+from tests.quantize.models import TINY
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +62,13 @@ def test_the_report_tells_the_truth(
         (["MODEL", "-o", "OUT", "--text", "CHATS"], 1, 'line 2: holds no "messages"'),
         (["MODEL", "-o", "OUT", "--text", "EMPTY"], 1, "empty.txt: holds no text"),
         (["MODEL", "--text", "TEXT"], 2, "--output"),
-        (["MODEL", "--moments", "OUT", "--layers", "1-2"], 1, "layers 0, 3"),
+        (["MODEL", "--moments", "OUT", "--layers", "7-9"], 1, "layers are 0 to 4"),
         (["MODEL", "--moments", "NOWHERE"], 1, "cannot be created"),
         (["MODEL", "-o", "OUT", "--ctx", "3"], 2, "--ctx"),
         (["no-such-model", "-o", "OUT"], 3, "no-such-model"),
         (["TEXT", "-o", "OUT"], 5, "not a GGUF file"),
+        (["MOVED", "-o", "OUT"], 1, "neurons were moved or scaled"),
+        (["MOVED", "--moments", "OUT"], 1, "made with --type"),
         (["BARE", "-o", "OUT", "--text", "GOOD"], 5, "no chat template"),
     ],
 )
@@ -99,6 +104,9 @@ def test_refusals_have_their_code_and_leave_nothing(
         "NOWHERE": tmp_path / "nowhere" / "out.gguf",
         "BARE": tmp_path / "bare.gguf",
     }
+    places["MOVED"] = tmp_path / "moved.gguf"
+    if "MOVED" in arguments:
+        quantize_checkpoint(TINY, places["MOVED"], choices=Choices({}))
     if "BARE" in arguments:
         write_bare_model(places["BARE"], template="")
     assert run_arguments(["calibrate", *(str(places.get(a, a)) for a in arguments)]) == code
@@ -128,11 +136,12 @@ def test_moments_and_sensitivities_are_made_beside_or_alone(
     assert run_arguments([*arguments, *both]) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert "second moments of 2 matrices" in captured.err
+    assert "second moments of 10 matrices" in captured.err
     assert "passes over the text: 1" in captured.err
     assert report["moments_bytes"] == moments.stat().st_size
     with read_moments(moments) as opened:
-        assert sorted(opened.stacks) == ["blk.3.ffn_down_exps.weight", "blk.3.ffn_up_exps.weight"]
+        assert {name.split(".")[1] for name in opened.stacks} == {"2", "3"}
+        assert {"blk.3.ffn_down_exps.weight", "blk.3.ffn_up_exps.weight"} < {*opened.stacks}
     sensitivity = read_sensitivity(probe)
     assert report["sensitivities"] == sensitivity.factors
     assert "output.weight" in sensitivity.factors

@@ -14,9 +14,10 @@ import pytest
 from localcascade import hardware
 from localcascade.cli.app import run_arguments
 from localcascade.cli.memory_bars import PARTS, split_bar
-from localcascade.cli.plan import choose_preset, list_parts
+from localcascade.cli.plan import choose_preset
 from localcascade.fit import Device, DeviceUse, Machine
 from localcascade.hardware import Memory, MemoryHolder
+from localcascade.store import list_parts
 from tests.localcascade.reserved import TINY, write_header
 
 GIB = 1 << 30

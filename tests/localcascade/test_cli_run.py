@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from localcascade.cli.app import run_arguments
 from localcascade.engine import client
 from localcascade.prompt.events import Sampling
 from tests.localcascade.fake_engine import SCRIPTS, FakeEngine
+from tests.localcascade.terminal import replay
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +89,9 @@ def test_thinking_can_be_hidden(run: Command) -> None:
 def test_json_is_one_object_with_the_promised_keys(run: Command) -> None:
     result = run("plain", "hi", "--json")
     assert result.err == ""
-    assert json.loads(result.out) == {
+    told = json.loads(result.out)
+    assert re.fullmatch(r"[0-9a-f]{16}", told.pop("session"))
+    assert told == {
         "model": "./plain.gguf",
         "answer": "Forty-two\n\nand é\n\n\n",
         "thinking": "Let me see.\n\n",
@@ -235,7 +239,8 @@ def test_a_terminal_sees_dimmed_thinking_and_a_waiting_line(models: Path) -> Non
     assert "\rLoading: 50 %" in screen
     assert "Reading the prompt: 10/10 tokens" in screen
     after = screen[screen.index("\x1b[2m") :]
-    assert after == ("\x1b[2mLet me \x1b[0m\x1b[2msee.\x1b[0m\r\n\r\nForty-two\r\n\r\nand é\r\n")
+    assert after.startswith("\x1b[2mLet me \x1b[0m\x1b[2msee.\x1b[0m\r\n\r\n")
+    assert replay(after) == ["Let me see.", "", "Forty-two", "", "and é", ""]
 
 
 def test_no_color_leaves_no_escape_codes(models: Path) -> None:

@@ -151,6 +151,14 @@ def test_a_model_that_ends_in_its_thinking_is_made_to_answer(tmp_path: Path) -> 
     assert heard.find_done().reason == "stop"
 
 
+def test_half_a_character_is_not_shown_before_what_ends_the_thinking(tmp_path: Path) -> None:
+    # The model ends after the first of the two bytes of a letter.
+    script = [*b"Hm", 0xC3, IM_END, 0, END_THINK, *b"Yes", IM_END]
+    heard = play(tmp_path, script, thinking=True)
+    assert heard.join("thinking") == "Hm"
+    assert heard.join("answer") == "Yes"
+
+
 # ---- grammars --------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from localcascade.engine.composer import Prompt
-from localcascade.engine.model import N_BATCH, Model
+from localcascade.engine.model import Model
+from localcascade.engine.planning import N_BATCH
 from localcascade.engine.wire import LoadOptions
 from localcascade.errors import NativeError
 from localcascade.prompt.events import (

@@ -10,7 +10,8 @@ import pytest
 
 from localcascade.engine import _llama
 from localcascade.engine.composer import Prompt
-from localcascade.engine.model import N_BATCH, Model, choose_gpu_layers
+from localcascade.engine.model import Model, choose_gpu_layers
+from localcascade.engine.planning import N_BATCH
 from localcascade.engine.session import Session, count_common
 from localcascade.engine.wire import LoadOptions
 from localcascade.errors import ContextFull, ModelFileError
@@ -224,9 +225,9 @@ def test_lone_surrogates_become_question_marks(model: Model) -> None:
     assert model.vocabulary.tokenize("a\ud800b", parse_special=False) == [*b"a?b"]
 
 
-def test_context_is_the_models_unless_asked_and_8192_at_most(tmp_path: Path) -> None:
+def test_context_is_the_models_unless_asked_and_32768_at_most(tmp_path: Path) -> None:
     path = write_model(tmp_path / "long.gguf", n_ctx_train=100_000)
-    assert load(path).info.n_ctx == 8192
+    assert load(path).info.n_ctx == 32768
     assert load(path).info.n_ctx_train == 100_000
     assert load(path, LoadOptions(n_ctx=1024)).info.n_ctx == 1024
 
@@ -237,9 +238,6 @@ def test_what_llama_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
         load(path)
 
 
-def test_layers_go_to_a_gpu_only_if_there_is_one() -> None:
-    cpu = _llama.Device("CPU", "some CPU", "cpu", 0, 0)
-    gpu = _llama.Device("CUDA0", "some card", "gpu", 0, 0)
-    assert choose_gpu_layers(None, (cpu,)) == 0
-    assert choose_gpu_layers(None, (gpu, cpu)) == -1
-    assert choose_gpu_layers(7, (gpu, cpu)) == 7
+def test_a_model_without_a_plan_goes_to_the_gpu_whole_unless_asked() -> None:
+    assert choose_gpu_layers(LoadOptions(), None) == -1
+    assert choose_gpu_layers(LoadOptions(n_gpu_layers=7), None) == 7

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import convert
+from quantize import work
 from quantize.choices import Choices
 from quantize.convert import quantize_checkpoint
 from quantize.errors import UnsupportedModel
@@ -42,6 +42,9 @@ class DrawnMoments:
         rng = np.random.Generator(np.random.PCG64(expert))
         inputs = rng.standard_normal((300, 288))
         return np.asarray(inputs.T @ inputs / 300)
+
+    def count(self, tensor_name: str, expert: int = 0) -> int:
+        return 300
 
     def check_shapes(self, shapes: object) -> None:
         """They fit."""
@@ -136,7 +139,7 @@ def test_halves_far_apart_wait_for_each_other(
     assert files[0] == files[1]
     with open_gguf(tmp_path / "out.gguf") as file:
         assert file.tensors["blk.3.ffn_down_exps.weight"].shape == (12, 40, 48)
-    monkeypatch.setattr(convert, "MAX_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(work, "MAX_WAITING_BYTES", 100_000)
     (tmp_path / "out.gguf").unlink()
     with pytest.raises(UnsupportedModel, match="so far apart"):
         quantize_checkpoint(far, tmp_path / "out.gguf", choices=choices)

@@ -11,6 +11,7 @@ from quantize.costs import (
     TYPE_ERRORS,
     AssumedSensitivity,
     Costs,
+    WeighedSensitivity,
     assume_costs,
     estimate_trim_error,
     split_name,
@@ -77,6 +78,25 @@ def test_importance_chooses_the_column_of_the_table() -> None:
     measured = Costs(costs.sensitivity, costs.weighted, {"output.weight": {"q4_k": 0.5}})
     assert measured.find_error("output.weight", "q4_k") == 0.5
     assert measured.find_error("output.weight", "q5_k") == TYPE_ERRORS["q5_k"][1]
+
+
+def test_inputs_are_rounded_where_products_are_taken_in_8_bits() -> None:
+    costs = assume_costs(NAMES)
+    # llama.cpp multiplies f16 and bf16 weights with inputs as fine, and looks embeddings up.
+    assert [costs.find_floor("output.weight", name) for name in ("f32", "f16", "bf16")] == [0] * 3
+    assert costs.find_floor("token_embd.weight", "q8_0") == 0
+    assert TYPE_ERRORS["q8_0"][1] < costs.find_floor("output.weight", "q8_0")
+    assert costs.find_floor("output.weight", "q8_0") == costs.find_floor("output.weight", "q2_0")
+
+
+def test_a_weight_on_a_kind_changes_that_kind_alone() -> None:
+    base = AssumedSensitivity(NAMES)
+    weighed = WeighedSensitivity(base, {"ssm_in": 2.0})
+    ratios = {name: weighed.factor(name) / base.factor(name) for name in NAMES}
+    assert {name for name, ratio in ratios.items() if ratio == pytest.approx(2)} == {
+        f"blk.{i}.ssm_in.weight" for i in (0, 2, 5)
+    }
+    assert {round(ratio, 9) for ratio in ratios.values()} == {1.0, 2.0}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.0345, 0.125, 0.5])

@@ -29,6 +29,7 @@ from localcascade.engine._llama.contexts import (
     read_recurrent,
     read_state,
     remove_tail,
+    synchronize,
     write_recurrent,
     write_state,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "sample",
     "set_log",
     "start_backend",
+    "synchronize",
     "tokenize",
     "write_recurrent",
     "write_state",

@@ -43,6 +43,9 @@ class ContextOptions:
     """Of CACHE_TYPES."""
     flash_attention: bool | None = None
     """None uses it where the device can."""
+    n_outputs: int = 0
+    """Most tokens of one decode call whose logits are computed, at least one a sequence; 0 is
+    all. It bounds a buffer of n_outputs x n_vocab floats."""
 
 
 def create_context(
@@ -66,6 +69,7 @@ def create_context(
     params.n_batch = params.n_ubatch = options.n_batch
     params.n_threads = params.n_threads_batch = options.n_threads
     params.n_seq_max = options.n_sequences
+    params.n_outputs_max = options.n_outputs
     params.kv_unified = True  # an idle sequence then takes nothing but its recurrent state
     params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
     params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
@@ -192,6 +196,11 @@ def _write_state(context: ContextHandle, sequence: int, state: bytes, flags: int
     taken = lib.llama_state_seq_set_data_ext(context, view, len(state), sequence, flags)
     if taken != len(state):
         raise NativeError("llama_state_seq_set_data_ext", taken)
+
+
+def synchronize(context: ContextHandle) -> None:
+    """Wait until what was decoded is computed."""
+    lib.llama_synchronize(context)
 
 
 # ---- logits ----------------------------------------------------------------------------------

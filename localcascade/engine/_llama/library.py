@@ -40,6 +40,7 @@ _get_registry_call = bind(
     "void * ggml_backend_reg_get_proc_address(ggml_backend_reg_t, const char * name)",
     POINTER, POINTER, TEXT,
 )  # fmt: skip
+_get_cpu_buffer = bind("ggml_backend_buffer_type_t ggml_backend_cpu_buffer_type(void)", POINTER)
 _name_buffer = bind(
     "const char * ggml_backend_buft_name(ggml_backend_buffer_type_t)", TEXT, POINTER
 )
@@ -113,6 +114,11 @@ def list_extra_buffers() -> tuple[str, ...]:
         buffers = _ListExtraBuffers(address)(device) if address else ()
         found += itertools.takewhile(bool, buffers)
     return tuple(_name_buffer(buffer).decode() for buffer in found)
+
+
+def get_cpu_buffer() -> int:
+    """Get the handle of the type of buffers that lie in main memory."""
+    return int(_get_cpu_buffer())
 
 
 def _list_device_handles() -> list[int]:

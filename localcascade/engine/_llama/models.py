@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
 
 from localcascade.engine._llama.binding import ModelHandle, VocabHandle
+from localcascade.engine._llama.library import get_cpu_buffer
 from localcascade.errors import NativeError
+
+
+class _Override(ctypes.Structure):
+    """struct llama_model_tensor_buft_override { const char * pattern; buffer_type_t buft; }."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer", ctypes.c_void_p))
 
 
 def load_model(
@@ -20,6 +27,8 @@ def load_model(
     use_mmap: bool,
     use_mlock: bool,
     use_extra_buffers: bool,
+    cpu_tensors: Sequence[str] = (),
+    gpu_shares: Sequence[float] = (),
     on_progress: Callable[[float], bool],
 ) -> ModelHandle:
     """Load a GGUF.
@@ -30,6 +39,9 @@ def load_model(
         use_mmap: Map the file instead of reading it.
         use_mlock: Keep the weights from being swapped out.
         use_extra_buffers: Lay weights out anew for this CPU, as list_extra_buffers tells.
+        cpu_tensors: Patterns (std::regex) of the names of tensors to keep in main memory,
+            wherever their layer is.
+        gpu_shares: Share of the layers for each GPU, in order; none leaves it to llama.cpp.
         on_progress: Called with the share done, 0 to 1; False stops the load.
 
     Returns:
@@ -43,11 +55,27 @@ def load_model(
     # The numbers of the modes are bits: LLAMA_LOAD_MODE_MMAP_MLOCK is both.
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP * use_mmap | lib.LLAMA_LOAD_MODE_MLOCK * use_mlock
     params.use_extra_bufts = use_extra_buffers
+    overrides = _make_overrides(cpu_tensors)
+    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    params.tensor_split = _make_split(gpu_shares)
     params.progress_callback = lib.llama_progress_callback(lambda share, _: on_progress(share))
     model = lib.llama_model_load_from_file(bytes(path), params)
     if not model:
         raise NativeError("llama_model_load_from_file", 0)
     return ModelHandle(model)
+
+
+def _make_overrides(patterns: Sequence[str]) -> ctypes.Array[_Override]:
+    """Make the array that load_from_file reads, which ends with NULL."""
+    buffer = get_cpu_buffer()
+    entries = [_Override(pattern.encode(), buffer) for pattern in patterns]
+    return (_Override * (len(entries) + 1))(*entries)
+
+
+def _make_split(shares: Sequence[float]) -> ctypes.Array[ctypes.c_float] | None:
+    """Make an array as long as llama.cpp reads it."""
+    n_devices = lib.llama_max_devices()
+    return (ctypes.c_float * n_devices)(*shares[:n_devices]) if shares else None
 
 
 def get_vocab(model: ModelHandle) -> VocabHandle:

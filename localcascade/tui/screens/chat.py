@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on
@@ -13,6 +14,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 from textual.worker import Worker
 
+from localcascade.chat.attachments import Attachment, write_message
 from localcascade.chat.blocks import find_code
 from localcascade.chat.card import Live
 from localcascade.chat.controls import make_safe
@@ -23,14 +25,18 @@ from localcascade.chat.search import Match, find_matches
 from localcascade.chat.turn import Turn
 from localcascade.prompt.events import ChatRequest
 from localcascade.tui import speaker
+from localcascade.tui.clipboard import copy_text
 from localcascade.tui.editor import edit_text
 from localcascade.tui.speaker import Speaker
+from localcascade.tui.widgets.attach import AttachPicker, describe_attachment
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.finder import Finder
 from localcascade.tui.widgets.gauge import WARN_SHARE, Gauge
 from localcascade.tui.widgets.panel import Panel
 from localcascade.tui.widgets.transcript import Entry, Transcript
 
+DEFAULT_CTX = 8192
+"""Tokens of context that are counted on before the model is loaded."""
 BUDGETS = (None, 512, 2048, 8192, 32768)
 """Tokens of thinking that the key goes through."""
 
@@ -84,6 +90,7 @@ class ChatScreen(Screen[None]):
         self._matches: list[Match] = []
         self._match = 0
         self._n_code = 0
+        self._attachments: list[Attachment] = []
 
     def compose(self) -> ComposeResult:
         """Everything, the panels hidden."""
@@ -92,6 +99,7 @@ class ChatScreen(Screen[None]):
                 yield Static(make_safe(self._top_line), id="top", markup=False)
                 yield Transcript(id="transcript")
                 yield Finder(id="finder")
+                yield AttachPicker(id="attach")
                 yield Static("", id="notice", markup=False)
                 yield Composer(id="composer")
             yield Panel(self._exchange.manner, id="panel")
@@ -105,10 +113,6 @@ class ChatScreen(Screen[None]):
         self._show_path()
         self._show_notice(self._notice)
         self.call_after_refresh(self._begin_loading)
-
-    def on_unmount(self) -> None:
-        """End the engine."""
-        self._speaker.close()
 
     def _begin_loading(self) -> None:
         self.run_worker(self._speaker.load(), group="load")
@@ -167,16 +171,40 @@ class ChatScreen(Screen[None]):
 
     @on(Composer.Submitted)
     def _send(self, event: Composer.Submitted) -> None:
-        text = event.text.strip()
+        text = write_message(event.text.strip(), self._attachments)
         if not text or self._exchange.is_busy:
             return
         self.query_one(Composer).clear()
+        self._attachments = []
         edited, self._editing = self._editing, None
         self._show_notice("")
         if edited is None:
             self._begin_turn(self._exchange.ask(text))
         else:
             self._begin_turn(self._exchange.edit(edited.id, text))
+
+    @on(Composer.AttachWanted)
+    def _open_files(self) -> None:
+        readings = self._gauge.readings
+        taken = readings.context_tokens + sum(a.n_tokens for a in self._attachments)
+        room = max((readings.n_ctx or DEFAULT_CTX) - taken, 0) * 3 // 4
+        self.query_one(AttachPicker).open(Path.cwd(), room)
+
+    @on(AttachPicker.Picked)
+    def _take_file(self, event: AttachPicker.Picked) -> None:
+        self._attachments.append(event.attachment)
+        composer = self.query_one(Composer)
+        composer.text = composer.text.removesuffix("@")
+        composer.move_cursor(composer.document.end)
+        self._show_attachments()
+
+    @on(AttachPicker.Closed)
+    def _end_attaching(self) -> None:
+        self.query_one(Composer).focus()
+
+    def _show_attachments(self) -> None:
+        parts = [describe_attachment(a) for a in self._attachments]
+        self._show_notice("Attached: " + ", ".join(parts) + ". Esc takes them off.")
 
     @on(Panel.Changed)
     def _change_manner(self, event: Panel.Changed) -> None:
@@ -196,9 +224,10 @@ class ChatScreen(Screen[None]):
             self._turn.cancel()
         elif finder.display:
             finder.action_close()
-        elif self._editing is not None:
-            self._editing = None
-            self.query_one(Composer).clear()
+        elif self._editing is not None or self._attachments:
+            if self._editing is not None:
+                self.query_one(Composer).clear()
+            self._editing, self._attachments = None, []
             self._show_notice("")
         else:
             self._transcript.select_message(None)
@@ -413,8 +442,13 @@ class ChatScreen(Screen[None]):
         return stats.prompt_tokens + stats.completion_tokens if stats else 0
 
     def _copy(self, text: str, what: str) -> None:
-        self.app.copy_to_clipboard(text)
-        self._notify(f"Copied the {what}: {len(text):,} characters.", "information")
+        self.run_worker(self._copy_everywhere(text, what), group="copy")
+
+    async def _copy_everywhere(self, text: str, what: str) -> None:
+        ways = await copy_text(self.app, text)
+        told = f"Copied the {what}: {len(text):,} characters."
+        missing = "Too long for this terminal, and no program for the clipboard was found."
+        self._notify(told if ways else missing, "information" if ways else "warning")
 
     def _show_notice(self, text: str) -> None:
         notice = self.query_one("#notice", Static)

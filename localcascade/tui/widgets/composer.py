@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual import events
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -15,7 +15,10 @@ NEWLINE_KEYS = ("shift+enter", "ctrl+j", "alt+enter")
 class Composer(TextArea):
     """A text area that grows with its text."""
 
-    BINDINGS: ClassVar[list[BindingType]] = []
+    BINDINGS: ClassVar[list[BindingType]] = [
+        # Some terminals, and tmux in them, send this for the backspace key.
+        Binding("ctrl+h", "delete_left", "Delete left", show=False),
+    ]
 
     class Submitted(Message):
         """The text is to be sent."""

@@ -184,6 +184,8 @@ class Transcript(ScrollView, can_focus=True):
             card.set_view("all")
             self._measure()
         counts = [read_text([line]).casefold().count(wanted) for line in card.lines]
+        if card.message.thinking:
+            counts[0] = 0  # the step that its outline shows stands below once more
         places = [at for at, count in enumerate(counts) for _ in range(count)] or [0]
         y = self._starts[index - self._first] + places[min(number, len(places) - 1)]
         self.selected = index

@@ -1,0 +1,297 @@
+"""What a file costs in quality, byte for byte: ours beside llama-quantize's best, on `tiny`.
+
+    python bench/quality.py --binary PATH/llama-quantize [--bits 2.25 …] [--ablate 2.6 …]
+
+A size is that of a file whose experts take so many bits a weight and all other matrices q8_0; it
+is the limit for both sides. Both get the same importance matrix. Llama.cpp's side is the best of
+all its recipes and of mixes of types by group (stock_quantizer.py). Ours is what `quantize --size`
+chooses with everything that `calibrate` collects. Then each idea is left out in turn, at the same
+size. Calibrated on one set of invented chats and measured on another, as the model's template
+writes them; divergence from the f32 file in nats a token. Writes bench/results/quality.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+from stock_quantizer import StockQuantizer
+from tiny.corpus import generate_chats
+
+from localcascade.engine import calibrate as calibration
+from localcascade.engine.client import Engine
+from localcascade.evaluate.comparison import cut_windows
+from localcascade.evaluate.divergence import Figures, join_scores, score_tokens, summarize_scores
+from localcascade.evaluate.probes import probe_matrices
+from localcascade.store import bundled_checkpoint_folder
+from quantize.allocate import Allocation, allocate, estimate
+from quantize.choices import Choices
+from quantize.convert import quantize_checkpoint
+from quantize.costs import EXPERTS_DOWN, EXPERTS_UP, TYPE_ERRORS, AssumedSensitivity, split_name
+from quantize.draft import Draft, list_recipe_metadata, open_draft
+from quantize.errors import QuantizeError
+from quantize.families import describe_model
+from quantize.ggml import type_named
+from quantize.importance import Importance, read_importance, write_importance
+from quantize.moments import read_moments
+from quantize.recipe import round_widths
+from quantize.safetensors import open_checkpoint
+from quantize.sensitivity import Sensitivity
+from quantize.transform import Transforms
+from quantize.trial import make_costs, try_types
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results" / "quality.csv"
+BITS = (2.25, 2.6, 3.1, 3.5, 4.25, 4.5, 5.5)
+ABLATED_BITS = (2.25, 3.1, 4.25)
+N_CTX = 512
+N_WINDOWS = 16
+CALIBRATION_SEED, EVALUATION_SEED = 1, 7
+N_CHATS = 150
+COLUMNS = ("bits", "limit_bytes", "side", "file_bytes", "mean_kl", "error", "same_top1",
+           "expected_kl", "recipe")  # fmt: skip
+
+UNPADDED = {"quantize.allocate._round_up": lambda width: width}
+PATCHES: Mapping[str, Mapping[str, Any]] = {
+    "shrinkage": {"quantize.importance.PRIOR_SAMPLES": 1e-9},
+    "trim": {"quantize.allocate.MOST_TRIMMED": 0.0},
+    "pad": UNPADDED,
+    "trim and pad": {"quantize.allocate.MOST_TRIMMED": 0.0} | UNPADDED,
+    "encoders": {"quantize.encoders._ENCODERS": {}},
+}
+"""Idea -> what is put in the place of what, to be without it."""
+SWITCHES = {
+    "permute": "deal_neurons", "scale neurons": "scale_neurons", "scale norms": "scale_norms",
+    "refit": "refit", "feedback": "feedback",
+}  # fmt: skip
+"""Idea -> its switch."""
+KNOWLEDGE = ("importance", "sensitivity", "trials", "allocation")
+"""Ideas that are something known, or decided, before the encoding."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Text that was not calibrated on, and what the f32 model expects there."""
+
+    windows: npt.NDArray[np.int32]
+    expected: tuple[npt.NDArray[np.float32], ...]
+
+    def measure(self, path: Path) -> Figures:
+        """Measure how far a file is from the f32 model."""
+        first = N_CTX // 2
+        with Engine(path, n_ctx=N_CTX) as engine:
+            return summarize_scores(
+                join_scores(
+                    score_tokens(engine.logits(w[:-1].tolist(), first), e, w[first + 1 :])
+                    for w, e in zip(self.windows, self.expected, strict=True)
+                )
+            )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The bundled model with everything that was collected of it."""
+
+    folder: Path
+    checkpoint: Path
+    judge: Judge
+    importance: Importance
+    sensitivity: Sensitivity
+
+    @cached_property
+    def draft(self) -> Draft:
+        """The model before its recipe."""
+        return open_draft(self.checkpoint, "tiny", self.importance)
+
+    def measure_limit(self, bits: float) -> int:
+        """Bytes of a file with so many bits for a weight of an expert, and q8_0 for the rest."""
+        types = dict.fromkeys(self.draft.matrices, "q8_0")
+        tensors = self.draft.list_tensors(Choices({}))
+        experts = [t for t in tensors if split_name(t.name)[1] in (EXPERTS_UP, EXPERTS_DOWN)]
+        n_weights = sum(prod(t.shape) for t in experts)
+        return self.draft.measure_file(Choices(types)) - round(n_weights * (8.5 - bits) / 8)
+
+    def make_ours(self, limit_bytes: int, without: str = "") -> tuple[Path, Allocation]:
+        """Make our file of at most so many bytes, without one of the ideas."""
+        output = self.folder / "ours.gguf"
+        transforms = Transforms()
+        if without in SWITCHES:
+            transforms = replace(transforms, **{SWITCHES[without]: False})
+        with ExitStack() as stack:
+            for target, value in PATCHES.get(without, {}).items():
+                stack.enter_context(mock.patch(target, value))
+            found = self._choose(limit_bytes, without)
+            with read_moments(self.folder / "moments.gguf") as moments:
+                quantize_checkpoint(
+                    self.checkpoint,
+                    output,
+                    choices=found.choices,
+                    importance=None if without == "importance" else self.importance.path,
+                    moments=moments,
+                    transforms=transforms,
+                    metadata=list_recipe_metadata(found.choices),
+                    name="tiny",
+                )
+        return output, found
+
+    def _choose(self, limit_bytes: int, without: str) -> Allocation:
+        importance = None if without == "importance" else self.importance
+        draft = replace(self.draft, importance=importance)
+        is_as_ever = without not in ("importance", "encoders")
+        measured = self._errors if is_as_ever else self._try_types(importance)
+        if without == "trials":
+            measured = {}
+        assumed = AssumedSensitivity(frozenset(draft.matrices))
+        known = assumed if without == "sensitivity" else self.sensitivity
+        costs = make_costs(known, importance, measured)
+        if without != "allocation":
+            return allocate(draft, costs, limit_bytes)
+        uniform = (estimate(draft, costs, c) for c in self._list_uniform())
+        fitting = [found for found in uniform if found.file_bytes <= limit_bytes]
+        return min(fitting, key=lambda found: found.expected_kl)
+
+    @cached_property
+    def _errors(self) -> dict[str, dict[str, float]]:
+        return self._try_types(self.importance)
+
+    def _try_types(self, importance: Importance | None) -> dict[str, dict[str, float]]:
+        with open_checkpoint(self.checkpoint) as checkpoint:
+            model = describe_model(checkpoint)
+            return try_types(checkpoint, model, importance=importance)
+
+    def _list_uniform(self) -> Iterator[Choices]:
+        """One type for all experts, and the same or q8_0 for the rest; padded where it must be."""
+        with open_checkpoint(self.checkpoint) as checkpoint:
+            own = describe_model(checkpoint).widths
+        for name in TYPE_ERRORS:
+            widths = round_widths(own, type_named(name).block_weights)
+            for rest in {name, "q8_0"}:
+                kinds = {matrix: split_name(matrix)[1] for matrix in self.draft.matrices}
+                experts = (EXPERTS_UP, EXPERTS_DOWN)
+                yield replace(
+                    widths, types={m: name if k in experts else rest for m, k in kinds.items()}
+                )
+
+
+def write_chats(path: Path, seed: int) -> Path:
+    """Write chats of the kind that the bundled model was trained on, one a line."""
+    chats = islice(generate_chats(seed), N_CHATS)
+    lines = (json.dumps({"messages": c.messages, "tools": c.tools}) for c in chats)
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def open_bench(folder: Path) -> Bench:
+    """Calibrate the bundled model and read what it expects of the other text."""
+    checkpoint, model = bundled_checkpoint_folder("tiny"), folder / "f32.gguf"
+    quantize_checkpoint(checkpoint, model, "f32", name="tiny")
+    texts = [write_chats(folder / "calibration.jsonl", CALIBRATION_SEED)]
+    held_out = [write_chats(folder / "evaluation.jsonl", EVALUATION_SEED)]
+    with Engine(model, n_ctx=calibration.DEFAULT_N_CTX, collects=True) as engine:
+        bos = engine.load().bos
+        write_importance(
+            folder / "tiny.imatrix.gguf", calibration.calibrate(engine, texts).importance
+        )
+        passes = calibration.plan_passes(calibration.list_stacks(model), 1 << 30)
+        calibration.collect_moments(
+            engine, folder / "moments.gguf", passes, texts, identity="tiny f32"
+        )
+        sensitivity = probe_matrices(engine, model, texts)
+        windows = cut_windows(calibration.read_tokens(engine, held_out), N_CTX, bos)[:N_WINDOWS]
+    with Engine(model, n_ctx=N_CTX) as engine:
+        expected = tuple(engine.logits(w[:-1].tolist(), N_CTX // 2) for w in windows)
+    importance = read_importance(folder / "tiny.imatrix.gguf")
+    return Bench(folder, checkpoint, Judge(windows, expected), importance, sensitivity)
+
+
+Row = tuple[object, ...]
+
+
+def measure_ours(bench: Bench, bits: float, without: str = "") -> Row:
+    """Make and measure one file of ours."""
+    limit = bench.measure_limit(bits)
+    side = f"ours without {without}" if without else "ours"
+    try:
+        path, found = bench.make_ours(limit, without)
+    except QuantizeError as error:
+        return (bits, limit, side, "", "", "", "", "", type(error).__name__)
+    figures = bench.judge.measure(path)
+    kl = figures.mean_kl
+    return (bits, limit, side, path.stat().st_size, round(kl.value, 6), round(kl.error, 6),
+            round(figures.same_top1.value, 4), round(found.expected_kl, 6),
+            describe_types(found.choices))  # fmt: skip
+
+
+def describe_types(choices: Choices) -> str:
+    """Say what the experts became, and their widths."""
+    kinds = (EXPERTS_UP, EXPERTS_DOWN)
+    types = [t for m, t in choices.types.items() if split_name(m)[1] in kinds]
+    widths = "/".join(map(str, choices.expert_widths.values()))
+    return f"{' '.join(types)}; {choices.n_embd or 'own'} x {widths or 'own'}"
+
+
+def measure_stock(stock: StockQuantizer, bench: Bench, bits: float) -> Row:
+    """Find and name llama-quantize's best."""
+    limit = bench.measure_limit(bits)
+    best = stock.find_best(limit)
+    if best is None:
+        return (bits, limit, "llama-quantize", "", "", "", "", "", f"none: {stock.least_bytes}")
+    kl = round(best.mean_kl, 6)
+    return (bits, limit, "llama-quantize", best.file_bytes, kl, "", "", "", best.recipe)
+
+
+def measure(
+    folder: Path, binary: Path, sizes: Sequence[float], ablated: Sequence[float]
+) -> Iterator[Row]:
+    """Measure everything, one row at a time."""
+    bench = open_bench(folder)
+    stock = StockQuantizer(
+        binary,
+        folder / "f32.gguf",
+        bench.importance.path,
+        lambda path: bench.judge.measure(path).mean_kl.value,
+        folder,
+    )
+    for bits in sizes:
+        yield measure_ours(bench, bits)
+        yield measure_stock(stock, bench, bits)
+    for bits in ablated:
+        for idea in (*KNOWLEDGE, *PATCHES, *SWITCHES):
+            yield measure_ours(bench, bits, idea)
+
+
+def main() -> None:
+    """Measure, print, write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--bits", type=float, nargs="*", default=BITS)
+    parser.add_argument("--ablate", type=float, nargs="*", default=ABLATED_BITS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    with tempfile.TemporaryDirectory() as folder, given.output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["machine", *COLUMNS])
+        for row in measure(Path(folder), given.binary, given.bits, given.ablate):
+            writer.writerow([machine, *row])
+            file.flush()
+            print("{:>5} {:>8} {:28} {!s:>8} {!s:>9} {!s:>9} {!s:>7} {!s:>9} {}".format(*row))
+
+
+if __name__ == "__main__":
+    main()
