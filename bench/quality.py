@@ -94,7 +94,7 @@ class Judge:
     def measure(self, path: Path) -> Figures:
         """Measure how far a file is from the f32 model."""
         first = N_CTX // 2
-        with Engine(path, n_ctx=N_CTX) as engine:
+        with Engine(path, n_ctx=N_CTX, n_threads=1) as engine:
             return summarize_scores(
                 join_scores(
                     score_tokens(engine.logits(w[:-1].tolist(), first), e, w[first + 1 :])

@@ -79,9 +79,11 @@ def quantize_checkpoint(
         pad: Widen what may be widened with zeros, exactly, so that `type_name` fits.
         importance: Importance matrix of the untransformed model, ours or llama-imatrix's; None
             counts every input the same.
-        moments: Second moments of the untransformed model, for the refit after a trim.
+        moments: Second moments of the untransformed model, for the refit after a trim and for error
+            feedback.
         transforms: What may be changed besides the widths. None takes all of them for `choices`,
-            and for `type_name` none, so that its bytes are those of llama.cpp's own quantizer.
+            and for `type_name` none but feedback if there are moments, so that without them its
+            bytes are those of llama.cpp's own quantizer.
         metadata: What else the file is to say.
         name: The model's name in the file; None takes the folder's.
         shards: Where the weights come from, closed at the end; None reads files of the folder.
@@ -110,7 +112,7 @@ def quantize_checkpoint(
             choices.types,
             importance=collected,
             moments=moments,
-            transforms=transforms or (NONE if wanted else Transforms()),
+            transforms=transforms or _choose_transforms(wanted is not None, moments),
             notes=notes,
             metadata=metadata,
             name=name or source.resolve().name,
@@ -119,6 +121,10 @@ def quantize_checkpoint(
         return execute_recipe(
             checkpoint, recipe, output, n_threads=n_threads, on_progress=on_progress
         )
+
+
+def _choose_transforms(is_uniform: bool, moments: SecondMoments | None) -> Transforms:
+    return replace(NONE, feedback=moments is not None) if is_uniform else Transforms()
 
 
 def choose_uniformly(

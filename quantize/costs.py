@@ -39,10 +39,9 @@ OTHER_ERRORS: Mapping[str, float] = {
 """The same for types that are not chosen, but that a recipe may name."""
 
 INPUT_ERROR = 2.5e-4
-"""Relative error that rounding its inputs to 8 bits adds to a product with quantized weights, which
-no choice among these types changes. Fitted on tiny: all of it in q8_0 diverges by 0.0010 nats,
-where the errors of its weights explain 0.0001."""
-_EXACT_INPUTS = ("f32", "f16", "bf16")
+"""Relative error that a product has whatever the type of its weights: its inputs are rounded to 8
+bits, and where two experts are as good, any change decides. Fitted on tiny: all of it in q8_0
+diverges by 0.0010 nats, where the errors of its weights explain 0.0001."""
 
 EXPERT_NATS = 3.1
 """Divergence, in nats, for each unit of relative error of all routed experts. Two files of the
@@ -163,10 +162,9 @@ class Costs:
         known = f"blk.{layer}.ffn_down_exps.weight" in self.weighted
         return estimate_trim_error(n_dropped / n_neurons, known)
 
-    def find_floor(self, tensor_name: str, type_name: str) -> float:
-        """Relative error that a matrix's output has in a type beside that of the weights."""
-        is_exact = type_name in _EXACT_INPUTS or tensor_name == "token_embd.weight"
-        return 0.0 if is_exact else INPUT_ERROR
+    def find_floor(self, tensor_name: str) -> float:
+        """Relative error that a matrix's output has beside that of the weights."""
+        return 0.0 if tensor_name == "token_embd.weight" else INPUT_ERROR  # they are looked up
 
     def find_cost(self, tensor_name: str, error: float) -> float:
         """Divergence in nats a token that a relative error of one matrix's output adds."""

@@ -29,9 +29,10 @@ GAINS = ("q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "nvfp4")
 """Types with which feedback is used: those of small blocks. Mean KL divergence on tiny at the same
 bytes, without and with it, all matrices of that type, scored on text that was not collected on:
 q2_0 2.042, 1.219; mxfp4 0.362, 0.172; q4_0 0.203, 0.088; nvfp4 0.186, 0.095; iq4_nl 0.148, 0.083;
-q4_1 0.126, 0.069; q5_0 0.070, 0.035; q5_1 0.042, 0.019. Experts alone: q2_0 0.0500, 0.0260; q4_0 0.0031, 0.0020; iq4_nl 0.0044, 0.0013. Matrices of tiny are one superblock wide, so no block of a superblock type
-has another to make up for it there, and nothing shows: q3_k 0.471, 0.478; iq3_s 0.452, 0.450;
-q4_k 0.136, 0.133; iq2_s 1.113, 1.094; experts alone within 3 % either way."""
+q4_1 0.126, 0.069; q5_0 0.070, 0.035; q5_1 0.042, 0.019. Experts alone: q2_0 0.0500, 0.0260; q4_0
+0.0031, 0.0020; iq4_nl 0.0044, 0.0013. Matrices of tiny are one superblock wide, so a superblock has
+no other to make up for it there, and nothing shows: q3_k 0.471, 0.478; iq3_s 0.452, 0.450; q4_k
+0.136, 0.133; iq2_s 1.113, 1.094; experts alone within 3 % either way."""
 
 RIDGE = 0.01
 """Added to each input's mean square, as a share of their mean: without it a column that hardly

@@ -32,6 +32,7 @@ COMMANDS = (
     "quantize",
     "calibrate",
     "compare",
+    "bench",
     "inspect",
     "models",
     "ls",

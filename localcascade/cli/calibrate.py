@@ -92,7 +92,7 @@ def calibrate(
     localcascade calibrate nc2-q8_0.gguf -o nc2.imatrix.gguf
     localcascade calibrate nc2-q8_0.gguf --moments nc2.moments.gguf --layers 1-5
     localcascade calibrate tiny -o tiny.imatrix.gguf --probe tiny.sens.toml
-    localcascade calibrate tiny --text chats.jsonl -o tiny.imatrix.gguf --json | jq .experts_empty
+    localcascade calibrate tiny -o i.gguf --json | jq .experts_empty
     """
     from localcascade.engine.client import Engine
 

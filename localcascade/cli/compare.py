@@ -72,7 +72,7 @@ def compare(
     \b
     localcascade compare nc2-iq4_nl.gguf --reference nc2-bf16.gguf --text wiki.txt
     localcascade compare tiny --reference tiny-f32.gguf --text notes.txt --ctx 256
-    localcascade compare nc2-iq4_nl.gguf --reference nc2-bf16.gguf --text wiki.txt --record
+    localcascade compare small.gguf --reference bf16.gguf --text wiki.txt --record
     localcascade compare a.gguf --reference b.gguf --text c.txt --json | jq .
     """
     from localcascade.evaluate.comparison import compare_models

@@ -66,6 +66,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (quantizing.CheckpointError, ExitCode.BAD_FILE),
     (quantizing.UnsupportedModel, ExitCode.BAD_FILE),
     (quantizing.GGUFError, ExitCode.BAD_FILE),
+    (quantizing.SensitivityError, ExitCode.BAD_FILE),
 )
 
 

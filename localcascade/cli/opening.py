@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from localcascade.chat.conversation import Conversation
-    from localcascade.history import History, Session
+    from localcascade.history import History
     from localcascade.tui.app import Opening, Preferences
     from localcascade.tui.speaker import ChatEngine
 
@@ -113,14 +113,15 @@ class Openings:
             model: As the user names it; None is the conversation's own.
 
         Raises:
-            HistoryError: There is no such conversation, or no history.
+            SessionNotFound: There is no such conversation.
+            CascadeError: There is no history.
             ModelNotFound: The model is gone.
         """
         from localcascade.chat.journal import open_session
 
         if self._history is None:
-            raise HistoryError(self._problem, "Without --session and -c the chat works.")
-        found = self._history.find_session(session) if session else self._find_last(self._history)
+            raise CascadeError(self._problem, "Without --session and -c the chat works.")
+        found = self._history.find_session(session or None)
         identity = self._find(*([model] if model else [found.model.name, found.model.file]))
         conversation = open_session(self._history, found, identity)
         return self._make(conversation, identity, found.title)
@@ -169,9 +170,14 @@ class Openings:
                 hint = "For example: --remote http://localhost:8080; a key goes into --remote-key."
                 raise console.UsageError(f"--remote: {error}", hint) from error
         from localcascade.engine.client import Engine
+        from localcascade.engine.wire import CHAT_OUTPUTS
 
-        states = find_data_folder() / "states"
-        return Engine(Path(identity.file), n_ctx=self._ctx, session_folder=str(states))
+        return Engine(
+            Path(identity.file),
+            n_ctx=self._ctx,
+            n_outputs=CHAT_OUTPUTS,
+            session_folder=str(find_data_folder() / "states"),
+        )
 
     def _choose_model(self) -> str:
         """The present model, the settings', the last conversation's, or the only one there is."""
@@ -195,10 +201,3 @@ class Openings:
     def has_model(self) -> bool:
         """Whether there is any model to begin with."""
         return self._server is not None or bool(list_installed())
-
-    @staticmethod
-    def _find_last(history: History) -> Session:
-        found = history.find_last_session()
-        if found is None:
-            raise HistoryError("there is no conversation yet", "Begin one: localcascade chat")
-        return found

@@ -139,11 +139,11 @@ def quantize(
     \b
     localcascade quantize tiny tiny.gguf --type q8_0
     localcascade quantize nemotron-cascade-2 --fit 16G --ctx 32768 --dry-run
-    localcascade quantize nemotron-cascade-2 nc2.gguf --fit 16G --imatrix nc2.imatrix.gguf
+    localcascade quantize nemotron-cascade-2 nc2.gguf --fit 16G --imatrix i.gguf
     localcascade quantize nemotron-cascade-2 --size 14G --dry-run -o nc2.toml
     localcascade quantize nemotron-cascade-2 nc2.gguf --recipe nc2.toml
     localcascade quantize tiny t.gguf --type iq3_s --pad --imatrix t.imatrix
-    localcascade quantize tiny t.gguf --size 3M --imatrix t.imatrix --validate --text notes.txt
+    localcascade quantize tiny t.gguf --size 3M --validate --text notes.txt
     localcascade quantize --stream nemotron-cascade-2 nc2.gguf --type iq4_nl
     """
     request = Request(fit, size, recipe, ctx, kv, parallel, imatrix, sensitivity)

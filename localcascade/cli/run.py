@@ -12,7 +12,18 @@ import typer
 
 from localcascade.cli import console
 from localcascade.cli.logbook import Logbook, identify_model
-from localcascade.cli.options import AsJson, Remote, RemoteKey
+from localcascade.cli.options import (
+    AsJson,
+    CacheType,
+    CpuExperts,
+    GpuLayers,
+    Mlock,
+    NoMmap,
+    Remote,
+    RemoteKey,
+    Threads,
+    choose_loading,
+)
 from localcascade.cli.remote import identify_remote_model, open_remote_engine
 from localcascade.cli.stream import ChatEngine, Outcome, Screen, open_engine, play_turn
 from localcascade.store import complete_model_name, find_model, mark_used
@@ -48,6 +59,18 @@ def run(
         int | None,
         typer.Option(min=1, metavar="N", help="Most tokens to generate, thinking included."),
     ] = None,
+    think_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Most tokens of thinking; then it answers."),
+    ] = None,
+    think_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="S", help="Longest time for thinking; then it answers."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text; may be given several times."),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, metavar="X", help="0 always takes the likeliest token.")
     ] = None,
@@ -62,8 +85,17 @@ def run(
         str | None, typer.Option(metavar="TEXT", help="A system message before the question.")
     ] = None,
     ctx: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Context in tokens, prompt and answer.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Context in tokens, prompt and answer; what fits, to 32768."
+        ),
     ] = None,
+    kv: CacheType = "f16",
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    cpu_experts: CpuExperts = None,
+    mlock: Mlock = False,
+    no_mmap: NoMmap = False,
     goes_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last session.")
     ] = False,
@@ -89,18 +121,23 @@ def run(
     localcascade run nemotron-cascade-2 "Explain this error" < build.log
     localcascade run ./model.gguf "Prove it" --hide-thinking --max-tokens 8000
     localcascade run tiny "What is 2 + 2?" --no-think --temperature 0 --json
+    localcascade run tiny "What is 88 + 12?" --think-tokens 200
     localcascade run tiny -c "And 3 + 3?"
     localcascade run - "What is 2 + 2?" --remote http://localhost:8080
     """
+    from localcascade.prompt.budget import ThinkingBudget
     from localcascade.prompt.events import ChatRequest, Sampling
 
     asked = compose_messages(system, prompt, read_piped())
     prefix = choose_session(goes_on, session, system)
     screen = Screen(show_answer=not as_json, show_thinking=not (as_json or hide_thinking))
-    if remote is not None and ctx is not None:
-        raise console.UsageError("--remote: the server chooses its context", "Leave --ctx out.")
+    loading = choose_loading(kv, threads, gpu_layers, cpu_experts, mlock, no_mmap)
+    if remote is not None and (ctx is not None or loading):
+        raise console.UsageError(
+            "--remote: the server chooses its context and how it loads", "Leave such options out."
+        )
     opened = (
-        _open_file(find_model(model), model, ctx, screen)
+        _open_file(find_model(model), model, ctx, screen, loading)
         if remote is None
         else _open_server(remote, remote_key, model)
     )
@@ -108,7 +145,12 @@ def run(
         request = ChatRequest(
             messages=(*logbook.messages, *asked),
             thinking=not no_think,
-            sampling=Sampling(temperature, top_p, seed=seed, max_tokens=max_tokens),
+            sampling=Sampling(
+                temperature, top_p, seed=seed, max_tokens=max_tokens, stop=tuple(stop or ())
+            ),
+            thinking_budget=ThinkingBudget(think_tokens, think_seconds)
+            if think_tokens or think_seconds is not None
+            else None,
         )
         try:
             with opened as (engine, identity):
@@ -197,10 +239,10 @@ def describe_outcome(model: str, outcome: Outcome) -> dict[str, Any]:
 
 @contextmanager
 def _open_file(
-    path: Path, model: str, ctx: int | None, screen: Screen
+    path: Path, model: str, ctx: int | None, screen: Screen, loading: dict[str, Any]
 ) -> Iterator[tuple[ChatEngine, ModelIdentity]]:
     mark_used(path)
-    with open_engine(path, ctx, screen) as engine:
+    with open_engine(path, ctx, screen, **loading) as engine:
         yield engine, identify_model(model, path)
 
 

@@ -86,7 +86,7 @@ def solve(
     remote_key: RemoteKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Solve problems by majority: several chains of thought vote on each answer.
+    """Solve problems by the vote of several chains of thought.
 
     The chains share the prompt and run at once. Equal answers are counted as one however they
     are written: 1,000 and 1e3, 1/2 and 0.5, (B) and B; with SymPy installed, x(x+1) and x^2+x

@@ -145,8 +145,9 @@ def open_engine(path: Path, ctx: int | None, screen: Screen, **options: Any) -> 
         CascadeError: It cannot be loaded.
     """
     from localcascade.engine.client import Engine
+    from localcascade.engine.wire import CHAT_OUTPUTS
 
-    engine = Engine(path, n_ctx=ctx, **options)
+    engine = Engine(path, n_ctx=ctx, **{"n_outputs": CHAT_OUTPUTS, **options})
     try:
         engine.load(lambda _stage, done, _total: screen.show_status(f"Loading: {done} %"))
     except BaseException:

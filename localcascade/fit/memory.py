@@ -172,6 +172,12 @@ def _count_streams(options: ContextOptions) -> int:
     return 1 if options.unified else options.n_parallel
 
 
+def list_cache_types(shape: ModelShape) -> tuple[KVType, ...]:
+    """List the types whose blocks divide a head of this model, dearest first."""
+    width = shape.geometry.head_dim
+    return tuple(t for t in KV_TYPES if width % _find_type(t).block_weights == 0)
+
+
 def _find_type(name: str) -> BlockType:
     for block_type in TYPES.values():
         if block_type.name == name:

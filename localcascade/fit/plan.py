@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from localcascade.fit.memory import KV_TYPES
+from localcascade.fit.memory import KV_TYPES, KVType, list_cache_types
 from localcascade.fit.placement import Machine
 from localcascade.fit.proposal import Plan, Wishes
 from localcascade.fit.search import bisect, find_max_context, shrink_context, try_context
@@ -63,13 +63,13 @@ def _find_alternatives(
     shape: ModelShape, machine: Machine, wishes: Wishes, n_ctx: int
 ) -> Iterator[Plan]:
     """Find plans that fit, from the smallest change to the largest."""
-    for changes in (_list_cheaper_caches(wishes), _list_moves(wishes)):
+    for changes in (_list_cheaper_caches(shape, wishes), _list_moves(wishes)):
         for change, changed in changes:
             found = try_context(shape, machine, changed, n_ctx)
             if found.fits:
                 yield replace(found, change=change)
                 break
-    for change, changed in (("", wishes), (f"a {KV_TYPES[-1]} cache and ", _cheapen(wishes))):
+    for change, changed in (("", wishes), *_list_cheapest_cache(shape, wishes)):
         shorter = shrink_context(shape, machine, changed, n_ctx)
         if shorter:
             tokens = shorter.options.n_ctx
@@ -81,10 +81,19 @@ def _find_alternatives(
             yield replace(smaller, change=f"{smaller.change}{change}")
 
 
-def _list_cheaper_caches(wishes: Wishes) -> Iterator[Change]:
-    dearer = KV_TYPES.index(wishes.kv_type) if wishes.kv_type in KV_TYPES else len(KV_TYPES)
-    for kv_type in KV_TYPES[dearer + 1 :]:
+def _list_cheaper_caches(shape: ModelShape, wishes: Wishes) -> Iterator[Change]:
+    for kv_type in _list_cheaper_types(shape, wishes):
         yield f"a {kv_type} cache (--kv {kv_type})", replace(wishes, kv_type=kv_type)
+
+
+def _list_cheapest_cache(shape: ModelShape, wishes: Wishes) -> Iterator[Change]:
+    for kv_type in _list_cheaper_types(shape, wishes)[-1:]:
+        yield f"a {kv_type} cache and ", replace(wishes, kv_type=kv_type)
+
+
+def _list_cheaper_types(shape: ModelShape, wishes: Wishes) -> list[KVType]:
+    dearer = KV_TYPES.index(wishes.kv_type) if wishes.kv_type in KV_TYPES else len(KV_TYPES)
+    return [t for t in list_cache_types(shape) if t in KV_TYPES[dearer + 1 :]]
 
 
 def _list_moves(wishes: Wishes) -> Iterator[Change]:
@@ -107,10 +116,6 @@ def _list_file_changes(shape: ModelShape, machine: Machine, wishes: Wishes) -> I
         n_layers = len(shape.geometry.kinds) + 1
         alone = replace(wishes, n_gpu_layers=n_layers, n_cpu_expert_layers=0)
         yield ", wholly on the GPU", alone
-
-
-def _cheapen(wishes: Wishes) -> Wishes:
-    return replace(wishes, kv_type=KV_TYPES[-1])
 
 
 def _shrink_file(shape: ModelShape, machine: Machine, wishes: Wishes, n_ctx: int) -> Plan | None:

@@ -124,8 +124,8 @@ def _try_solutions(left: Tree, right: Tree, name: str, answer: str, algebra: Alg
         side = _read_side(part.split("=")[-1])
         if side is None or side.symbols:
             return "not checked"
-        sides = (substitute(tree, name, side.tree) for tree in (left, right))
-        found.append(algebra.compare(*sides))
+        one, other = (substitute(tree, name, side.tree) for tree in (left, right))
+        found.append(algebra.compare(one, other))
     if None in found:
         return "not checked"
     return "right" if all(found) else "wrong"

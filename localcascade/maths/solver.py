@@ -175,7 +175,9 @@ def _call(name: str, arguments: Sequence[Expression]) -> Expression:
     import sympy
 
     short = name.replace("arc", "a") if name.startswith("arc") else name
-    return getattr(sympy, _FUNCTIONS[_FUNCTIONS.index(short)])(*arguments)
+    if short not in _FUNCTIONS:
+        raise ValueError(name)
+    return getattr(sympy, short)(*arguments)
 
 
 def _raise(base: Expression, exponent: Expression) -> Expression:

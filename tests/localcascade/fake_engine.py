@@ -33,8 +33,8 @@ from localcascade.prompt.events import (
 class FakeEngine:
     """Has of Engine what the command line uses."""
 
-    def __init__(self, path: Path, *, n_ctx: int | None = None) -> None:
-        self.path, self.n_ctx = path, n_ctx
+    def __init__(self, path: Path, *, n_ctx: int | None = None, **options: Any) -> None:
+        self.path, self.n_ctx, self.options = path, n_ctx, options
 
     def load(self, on_progress: Callable[[str, int, int], None] | None = None) -> ModelInfo:
         if on_progress:
@@ -56,7 +56,7 @@ class FakeEngine:
         self.close()
 
     def _describe(self, request: ChatRequest) -> str:
-        return json.dumps({**asdict(request), "n_ctx": self.n_ctx})
+        return json.dumps({**asdict(request), "n_ctx": self.n_ctx, **self.options})
 
 
 def end(n_tokens: int, reason: FinishReason = "stop") -> Done:

@@ -293,3 +293,21 @@ def test_characters_that_a_terminal_does_not_know_become_question_marks(models: 
     )  # fmt: skip
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, b"Forty-two\n\nand ?\n")
+
+
+def test_loading_and_thinking_options_reach_the_engine(run: Command) -> None:
+    loading = ["--kv", "q8_0", "--threads", "3", "--gpu-layers", "-1", "--cpu-experts", "2"]
+    thinking = ["--think-tokens", "70", "--think-seconds", "1.5", "--stop", "END", "--stop", "."]
+    heard = json.loads(run("echo", "hi", *loading, "--mlock", "--no-mmap", *thinking).out)
+    assert (heard["cache_type"], heard["n_threads"]) == ("q8_0", 3)
+    assert (heard["n_gpu_layers"], heard["n_cpu_expert_layers"]) == (-1, 2)
+    assert (heard["use_mlock"], heard["use_mmap"]) == (True, False)
+    assert heard["thinking_budget"]["tokens"] == 70
+    assert heard["thinking_budget"]["seconds"] == 1.5
+    assert heard["sampling"]["stop"] == ["END", "."]
+
+
+def test_without_options_nothing_is_pinned(run: Command) -> None:
+    heard = json.loads(run("echo", "hi").out)
+    assert heard["thinking_budget"] is None
+    assert not {"cache_type", "n_threads", "use_mmap"} & set(heard)

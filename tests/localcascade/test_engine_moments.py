@@ -130,7 +130,7 @@ def test_passes_keep_to_the_memory() -> None:
 
 
 def test_layers_are_chosen_and_those_beyond_the_last_refused(path: Path) -> None:
-    chosen = {stack.name for stack in list_stacks(path, {3, 4})}
+    chosen = {stack.name for stack in list_stacks(path, {3, 5})}
     assert {"blk.3.ffn_up_exps.weight", "blk.3.ffn_latent_down.weight"} < chosen
     assert all(name.startswith("blk.3.") for name in chosen)
     with pytest.raises(ConfigError, match="its layers are 0 to 4"):

@@ -154,6 +154,15 @@ def test_a_refusal_names_plans_that_fit(
     assert all(nearest.change in caught.value.hint for nearest in refused.alternatives)
 
 
+def test_no_cache_is_offered_whose_blocks_do_not_divide_a_head(cascade_2: ModelShape) -> None:
+    machine, wishes = make_machine(ram_gib=19.2), Wishes(262144)
+    odd = replace(cascade_2, geometry=replace(cascade_2.geometry, head_dim=136))
+    changes = [found.change for found in plan(odd, machine, wishes).alternatives]
+    assert changes and not any("cache" in change for change in changes)
+    whole = [found.change for found in plan(cascade_2, machine, wishes).alternatives]
+    assert any("cache" in change for change in whole)
+
+
 def test_the_context_it_offers_is_the_largest(cascade_2: ModelShape) -> None:
     machine, wishes = make_machine(17.45), Wishes(262144, n_gpu_layers=53, n_cpu_expert_layers=0)
     offers = plan(cascade_2, machine, wishes).alternatives

@@ -88,7 +88,7 @@ def test_a_budget_is_met_and_no_single_step_would_be_better(n_kib: int) -> None:
 def test_more_bytes_never_cost_more() -> None:
     found = [allocate(open_tiny(), know_tiny(), n << 20).expected_kl for n in (2, 3, 4, 6, 12)]
     assert found == sorted(found, reverse=True)
-    assert found[-1] < 1e-4 < found[0]
+    assert found[-1] < found[0] / 50  # what is left at 12 MiB is not the weights' error
 
 
 def test_the_file_is_made_to_the_byte_and_says_its_recipe(tmp_path: Path) -> None:

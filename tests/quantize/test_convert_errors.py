@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -16,7 +16,7 @@ from quantize.expert_errors import ROW_STRIDE, read_experts
 from quantize.gguf import open_gguf
 from quantize.importance import Importance, Moments, write_importance
 from quantize.quality import read_quality
-from quantize.transform import Transforms
+from quantize.transform import NONE
 from tests.quantize.models import TINY
 
 STACKS = ("ffn_down_exps", "ffn_up_exps")
@@ -118,9 +118,7 @@ def test_feedback_lowers_what_each_expert_s_outputs_err(tmp_path: Path, width: i
     original = read_stacks(tmp_path / "exact.gguf")
     errors = []
     for feedback in (False, True):
-        transforms = Transforms(
-            scale_neurons=False, scale_norms=False, refit=False, feedback=feedback
-        )
+        transforms = replace(NONE, deal_neurons=True, feedback=feedback)
         quantize_checkpoint(
             TINY, tmp_path / "out.gguf", choices=Choices({down: "q4_0"}, expert_widths={2: width}),
             importance=seen.path, moments=seen, transforms=transforms,

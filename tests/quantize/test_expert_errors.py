@@ -60,6 +60,26 @@ def test_the_distortion_is_what_the_gguf_package_decodes(name: str, weighted: bo
     assert found.relative == pytest.approx(error / energy, rel=1e-5)
 
 
+def test_second_moments_weigh_the_errors_of_results() -> None:
+    """As measured on the inputs themselves; a diagonal weighs like a vector."""
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((32, 64), dtype=np.float32)
+    inputs = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 64))
+    encoded, block_type = encode(rows, "q4_0", None), type_named("q4_0")
+    moments = (inputs.T @ inputs).astype(np.float32)
+    found = measure_distortion(rows, encoded, block_type, moments)
+    decoded = dequantize(encoded.reshape(32, -1), gguf.GGMLQuantizationType.Q4_0)
+    results = inputs @ (decoded - rows)[::16].T
+    assert found.error == pytest.approx(np.square(results).sum(), rel=1e-4)
+    assert found.energy == pytest.approx(np.square(inputs @ rows[::16].T).sum(), rel=1e-4)
+    squares = np.square(rng.standard_normal(64, dtype=np.float32))
+    plain, diagonal = (
+        measure_distortion(rows, encoded, block_type, weights)
+        for weights in (squares, np.diag(squares))
+    )
+    assert diagonal.relative == pytest.approx(plain.relative, rel=1e-5)
+
+
 def test_a_sample_of_rows_tells_what_all_rows_would(tmp_path: Path) -> None:
     """Of a matrix of an expert's size the sample's error is within 1 % of the whole."""
     rows = np.random.default_rng(3).standard_normal((464, 1856), dtype=np.float32)

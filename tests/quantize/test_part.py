@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quantize.errors import OutputError, QuantizeError
@@ -35,6 +36,20 @@ def test_pieces_are_known_by_name_in_whatever_order(tmp_path: Path) -> None:
     assert read_finished(output) == pieces
     assert output.read_bytes() == b"halfdone"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take fewer bytes than it is given."""
+    whole = os.pwrite
+
+    def write_three(descriptor: int, data: memoryview, offset: int) -> int:
+        return whole(descriptor, data[:3], offset)
+
+    monkeypatch.setattr(os, "pwrite", write_three)
+    with open_part(tmp_path / "out", 16, WORK) as part:
+        part.write(b"abcdefgh", 8)
+        part.write(np.arange(2, dtype="<i4").data, 0)
+    assert (tmp_path / "out").read_bytes() == bytes([0, 0, 0, 0, 1, 0, 0, 0]) + b"abcdefgh"
 
 
 def test_more_pieces_are_added_run_by_run(tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def test_exact_changes_leave_the_logits(
         recipe: Recipe = plan_f32(checkpoint, Choices(types={}), tmp_path, transforms)
         execute_recipe(checkpoint, recipe, tmp_path / "changed.gguf")
     changed = compute_logits(tmp_path / "changed.gguf", TOKENS)
-    # Each weight is rounded once or twice more; padding is held to the same bound.
-    assert np.abs(plain - changed).max() < 2e-5 * np.abs(plain).max()
+    # Each weight is rounded once or twice more: 0.6e-6 to 1.6e-6 of the largest logit was seen.
+    # Runs with other thread counts are no measure, they differ by nothing at all.
+    assert np.abs(plain - changed).max() < 1e-5 * np.abs(plain).max()
     assert not same_weights(tmp_path / "plain.gguf", tmp_path / "changed.gguf")
 
 
