@@ -28,18 +28,15 @@ class _Line:
 
 def print_proposal(proposal: Proposal) -> None:
     """Print the recipe as a table on stdout, then what the file would be."""
-    from quantize.recipe_file import format_layers
-
     table = console.make_table(
         "Matrix", "Layers", "Type", "Rows>", "Width>", "Size>", "Error>", "KL (nats)>"
     )
     lines = _group_lines(proposal)
     for line in lines:
-        alone = sum(other.kind == line.kind for other in lines) == 1
+        of_kind = sorted(n for other in lines if other.kind == line.kind for n in other.layers)
         table.add_row(
             line.kind,
-            f"all {len(line.layers)}" * (alone and len(line.layers) > 1)
-            or format_layers(line.layers),
+            _describe_layers(line.layers, of_kind),
             line.type,
             f"{line.shape[-2]}",
             f"{line.shape[-1]}",
@@ -50,6 +47,22 @@ def print_proposal(proposal: Proposal) -> None:
     console.print_tables(table)
     for text in _summarize(proposal):
         print(text)
+
+
+def _describe_layers(layers: list[int], of_kind: list[int]) -> str:
+    """Write layers as "16 of 23: 1-36"; a span skips layers that have no matrix of the kind."""
+    if len(layers) == len(of_kind):
+        return f"all {len(layers)}" if len(layers) > 1 else "".join(map(str, layers))
+    spans: list[list[int]] = []
+    for place, layer in enumerate(of_kind):
+        if layer not in layers:
+            continue
+        if spans and place and spans[-1][1] == of_kind[place - 1]:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    written = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    return f"{len(layers)} of {len(of_kind)}: {written}"
 
 
 def _summarize(proposal: Proposal) -> Iterator[str]:

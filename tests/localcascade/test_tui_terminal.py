@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ class Terminal:
 @contextmanager
 def open_terminal(folder: Path, command: str) -> Iterator[Terminal]:
     """A terminal of 90 by 24 that keeps the shell after the program has ended."""
-    terminal = Terminal(folder / "tmux")
+    # A server of its own: one that is being killed still answers, and refuses.
+    terminal = Terminal(Path(tempfile.mkdtemp(dir=folder)) / "tmux")
     terminal.run("new-session", "-d", "-x", "90", "-y", "24", f"{command}; echo ended; sleep 99")
     try:
         yield terminal
