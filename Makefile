@@ -26,6 +26,9 @@ bench: .venv/.installed  ## every figure of the README, into bench/results/
 	$(BIN)/python bench/encoders.py
 	$(BIN)/python bench/calibrate.py
 	$(BIN)/python bench/download.py
+	$(BIN)/python bench/geometry.py
+	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/maths.py
 
 size: .venv/.installed  ## lines per package and the longest files
 	@find quantize localcascade tests bench -name '*.py' | xargs wc -l | sort -n | tail -15

@@ -11,9 +11,8 @@ Plain data, no I/O, one thread. Checkpoints are few and large, prefixes share lo
 are kept sorted, where the prefixes that share most with a query stand beside it, so tokens are
 compared, never hashes.
 
-Differs from the brief: the store on disk is engine/archive.py, since only that needs a key and a
-folder; a full state also carries the recurrent checkpoints inside its prefix, which is what makes
-it useful after the template has dropped the thinking at its end.
+A full state also carries the recurrent checkpoints inside its prefix, which is what makes it useful
+after the template has dropped the thinking at its end. The store on disk is engine/archive.py.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ How to use a Guard, one for each request that thinks:
   `</think>` as if they had been sampled, without telling them to `watch`; they were counted;
 - a true `watch_answer` ends the generation, reason "length".
 
-Differs from the brief: the piece is wanted, since landing at a sentence's end needs it; the guard
-counts tokens by itself; it also lands when max_tokens or the context is about to end ("room").
+It also lands when max_tokens or the context is about to end ("room"), so that an answer comes.
 """
 
 from __future__ import annotations
