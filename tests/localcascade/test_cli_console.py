@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import quantize.errors as quantizing
 from localcascade import errors
+from localcascade.chat.attachments import AttachmentRefused
 from localcascade.cli import console
 from localcascade.cli.console import ExitCode, UsageError, escape_controls, find_exit_code
+from localcascade.maths import LayoutError
 
 # One of every error, with the code that the README promises for it.
 ERRORS: tuple[tuple[BaseException, int], ...] = (
@@ -35,6 +37,8 @@ ERRORS: tuple[tuple[BaseException, int], ...] = (
     (errors.ContextFull(2, 1), 1),
     (errors.NativeError("x", 1), 1),
     (errors.EngineDied("x"), 1),
+    (LayoutError("x"), 1),
+    (AttachmentRefused("x"), 1),
     (errors.RemoteError("x"), 1),
     (errors.ToolError("x"), 1),
     (UsageError("x"), 2),

@@ -66,6 +66,8 @@ def test_a_conversation_is_stopped_edited_quit_and_resumed(
     assert run_arguments(["demo"]) == 0
     root = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", str(root))
+    # Textual waits so many milliseconds for what may follow an Escape; `tiny` answers in as many.
+    monkeypatch.setenv("ESCDELAY", "1")
     with open_terminal(tmp_path, f"{PROGRAM} chat tiny") as terminal:
         terminal.wait_for("Ask anything", "ready")
         terminal.press("-l", "What is 20 + 30?")
