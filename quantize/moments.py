@@ -19,12 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt, prod
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from quantize.closing import Closing
 from quantize.errors import GGUFError, OutputError
 from quantize.gguf import (
     FilePlan,
@@ -103,7 +102,7 @@ def _find_width(n_packed: int) -> int:
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Closing):
     """An open file of second moments; a context manager. Matrices are read when asked for."""
 
     path: Path
@@ -164,17 +163,6 @@ class Moments:
     def close(self) -> None:
         """Unmap the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _find(self, tensor_name: str, expert: int) -> int:
         n_matrices = self.stacks[tensor_name].n_matrices

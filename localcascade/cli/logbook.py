@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from localcascade.cli import console
 from localcascade.cli.stream import ChatEngine
 from localcascade.errors import CascadeError, HistoryError, ModelFileError
+from quantize.closing import Closing
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from localcascade.history import History, Message, ModelIdentity, State, Stream
     from localcascade.prompt.events import ChatRequest, Event, Sampling
@@ -54,7 +54,7 @@ def drop_unanswered(path: Sequence[Message]) -> list[Message]:
     return kept
 
 
-class Logbook:
+class Logbook(Closing):
     """The session of one `run`; a context manager that ends with all on the disk, or says so.
 
     Args:
@@ -121,15 +121,8 @@ class Logbook:
             return _Listener(engine, lambda sampling: self._begin(history, asked, model, sampling))
         return engine
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the history; say what it could not keep."""
         if self._history is not None:
             self._history.close()
             if self._history.problem is not None:

@@ -14,10 +14,9 @@ from localcascade.history.records import ModelIdentity
 from localcascade.paths import find_data_folder
 from localcascade.settings import Settings, load_settings
 from localcascade.store import find_model, list_installed, mark_used
+from quantize.closing import Closing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from localcascade.chat.conversation import Conversation
     from localcascade.history import History
     from localcascade.tui.app import Opening, Preferences
@@ -34,7 +33,7 @@ class Server:
     """Name there; None is the one there is."""
 
 
-class Openings:
+class Openings(Closing):
     """Makes conversations for the chat; a context manager that ends the history.
 
     Args:
@@ -126,15 +125,8 @@ class Openings:
         conversation = open_session(self._history, found, identity)
         return self._make(conversation, identity, found.title)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the history."""
         if self._history is not None:
             self._history.close()
 

@@ -12,10 +12,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from localcascade.download.metadata import HubFile
+from quantize.closing import Closing
 
 _LINE = re.compile(rb"([0-9a-f]{32}) (?:(\d{1,12}) ([0-9a-f]{8})|forgotten)")
 
@@ -26,7 +25,7 @@ def name_work(file: HubFile, piece_bytes: int) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
-class Journal:
+class Journal(Closing):
     """An open journal; a context manager. Any thread may record."""
 
     def __init__(self, path: Path) -> None:
@@ -50,15 +49,8 @@ class Journal:
             del self._checksums[key]
         os.write(self._descriptor, b"%s forgotten\n" % work.encode())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         os.close(self._descriptor)
 
 

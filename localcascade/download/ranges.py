@@ -14,8 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Self
 
 import httpx2
 
@@ -23,6 +21,7 @@ from localcascade import __version__
 from localcascade.download.hub import check_online, explain_refusal
 from localcascade.download.patience import PASSING_STATUSES, Patience, parse_retry_after
 from localcascade.errors import DownloadError
+from quantize.closing import Closing
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -34,7 +33,7 @@ _RERUN = "Run the same command again: it goes on where it stopped."
 _PROXY = "A proxy in between may be at fault; try another network, then run it again."
 
 
-class Connections:
+class Connections(Closing):
     """Connections to a Hub and the servers it points to; a context manager, for any threads.
 
     Closing it ends every wait and every read in progress with a DownloadError.
@@ -88,17 +87,6 @@ class Connections:
         """Close all connections."""
         self.stop()
         self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class RemoteFile:

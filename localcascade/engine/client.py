@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from localcascade.engine.chat import AsyncChat, Chat, describe_slow_template
 from localcascade.engine.header import check_header
@@ -27,6 +26,7 @@ from localcascade.engine.wire import (
 )
 from localcascade.errors import EngineDied
 from localcascade.prompt.events import ChatRequest
+from quantize.closing import Closing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ MAX_DEATHS = 3
 DEATH_WINDOW_S = 60.0
 
 
-class Engine:
+class Engine(Closing):
     """A model in a worker process of its own; a context manager.
 
     The worker starts at the first request. If it dies, the requests it was working on fail
@@ -295,17 +295,6 @@ class Engine:
             if self._worker is not None:
                 self._worker.stop()
             self._worker = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _start(
         self, on_progress: Callable[[str, int, int], None] | None = None

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from localcascade import paths
@@ -29,6 +28,7 @@ from localcascade.history.search import search
 from localcascade.history.statements import Statement
 from localcascade.history.stream import Stream
 from localcascade.history.writer import Writer
+from quantize.closing import Closing
 
 UNDO_S = 24 * 3600.0
 """How long a deleted session can be restored."""
@@ -49,7 +49,7 @@ def find_history_path() -> Path:
     return paths.find_data_folder() / "sessions.sqlite3"
 
 
-class History:
+class History(Closing):
     """Sessions and their messages. For several threads, and several processes at once.
 
     Changes return at once and are on the disk within a quarter of a second; reading waits for
@@ -107,17 +107,6 @@ class History:
         if self._writer:
             self._writer.close()
         self._database.connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Sessions
 

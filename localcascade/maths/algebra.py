@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from types import MappingProxyType
+from typing import Final
 
 from localcascade.maths.expressions import Tree, evaluate_exactly
+from quantize.closing import Closing
 
 START_LIMIT_S = 30.0
 COMPARE_LIMIT_S = 3.0
@@ -38,7 +39,7 @@ def is_available() -> bool:
     return find_spec("sympy") is not None
 
 
-class Algebra:
+class Algebra(Closing):
     """Compares expressions; a context manager. Any thread may ask; one is answered at a time.
 
     Args:
@@ -81,17 +82,6 @@ class Algebra:
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, question: bytes) -> object:
         """Send a question; whatever goes wrong ends the process, and the answer is None."""

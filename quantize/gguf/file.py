@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
+from quantize.closing import Closing
 from quantize.errors import GGUFError
 from quantize.gguf.blocks import SCALARS, U64, GGUFTensor
 
@@ -83,7 +83,7 @@ class GGUFArray(Sequence[Any]):
 
 
 @dataclass(frozen=True)
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file; a context manager."""
 
     path: Path
@@ -130,17 +130,6 @@ class GGUFFile:
         """Unmap the file; views that were handed out keep it mapped until they are gone."""
         with contextlib.suppress(BufferError):
             self._data.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def decode_text(path: Path, data: mmap.mmap, start: int, n_bytes: int, what: str) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from quantize.closing import Closing
 from quantize.errors import CheckpointError, NotFinite
 from quantize.safetensors.documents import DAMAGED, read_object
 from quantize.safetensors.header import DTYPE_BYTES, StoredTensor, read_header
@@ -31,7 +31,7 @@ BLOCK_WEIGHTS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Closing):
     """An open checkpoint; a context manager. Any number of threads may read at once."""
 
     folder: Path
@@ -98,17 +98,6 @@ class Checkpoint:
     def close(self) -> None:
         """Close the shards."""
         self.shards.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _select(self, name: str, rows: slice | None) -> tuple[StoredTensor, int, tuple[int, ...]]:
         """Find a tensor, the first byte of the rows in its shard, and the shape they have."""

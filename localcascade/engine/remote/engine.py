@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from types import TracebackType
 from typing import Self
 
 import httpx2
@@ -16,12 +15,13 @@ from localcascade.engine.remote.turn import PASSED_ON, RemoteTurn
 from localcascade.engine.sampling import check_request
 from localcascade.engine.wire import ModelInfo
 from localcascade.prompt.events import ChatRequest, Event
+from quantize.closing import Closing
 
 SILENCE_S = 600.0
 MAX_LIST_BYTES = 8 << 20
 
 
-class RemoteEngine:
+class RemoteEngine(Closing):
     """A model on a server; a context manager with the interface of engine.client.Engine.
 
     Any thread may send requests. Nothing is sent before the first one. A session's name stays
@@ -94,17 +94,6 @@ class RemoteEngine:
             if self._client is not None:
                 self._client.close()
             self._client = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def endpoint(self) -> Endpoint:
