@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localcascade.engine.chat import AsyncChat, Chat, describe_slow_template
+from localcascade.engine.chat import AsyncChat, Chat
 from localcascade.engine.header import check_header
 from localcascade.engine.process import WorkerProcess, cut_tail
+from localcascade.engine.request import describe_slow_template, open_async_chat, open_chat
 from localcascade.engine.sampling import check_request
 from localcascade.engine.wire import (
     Frame,
@@ -106,7 +107,7 @@ class Engine(Closing):
             ValueError: The request's numbers make no sense; every other error is a Failed.
         """
         check_request(request)
-        return Chat(lambda: self._start()[0], self._path, request)
+        return open_chat(lambda: self._start()[0], self._path, request)
 
     def achat(self, request: ChatRequest) -> AsyncChat:
         """Generate one turn; the asynchronous twin of chat.
@@ -121,7 +122,7 @@ class Engine(Closing):
             ValueError: As chat does.
         """
         check_request(request)
-        return AsyncChat(lambda: self._start()[0], self._path, request)
+        return open_async_chat(lambda: self._start()[0], self._path, request)
 
     def render(self, request: ChatRequest, *, is_complete: bool = False) -> list[int]:
         """Render and tokenize the prompt that chat would read.

@@ -1,5 +1,5 @@
 """Models that run on another machine, or in another program, behind the OpenAI format."""
 
-from localcascade.engine.remote.engine import AsyncRemoteChat, RemoteChat, RemoteEngine
+from localcascade.engine.remote.engine import RemoteEngine
 
-__all__ = ["AsyncRemoteChat", "RemoteChat", "RemoteEngine"]
+__all__ = ["RemoteEngine"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from typing import Self
 
 import httpx2
 
+from localcascade.engine.chat import AsyncChat, Chat
 from localcascade.engine.remote.endpoint import MAX_PROBLEM_BYTES, Endpoint, find_endpoint
 from localcascade.engine.remote.models import choose_model
 from localcascade.engine.remote.turn import PASSED_ON, RemoteTurn
@@ -70,23 +70,25 @@ class RemoteEngine(Closing):
                 self._info = self._ask_models()
             return self._info
 
-    def chat(self, request: ChatRequest) -> RemoteChat:
+    def chat(self, request: ChatRequest) -> Chat:
         """Generate one turn; see engine.client.Engine.chat.
 
         Raises:
             ValueError: The request's numbers make no sense; every other error is a Failed.
         """
         check_request(request)
-        return RemoteChat(self, request)
+        turn = RemoteTurn(self._endpoint, request)
+        return Chat(_run(self, turn), turn.answer_now)
 
-    def achat(self, request: ChatRequest) -> AsyncRemoteChat:
+    def achat(self, request: ChatRequest) -> AsyncChat:
         """Generate one turn; the asynchronous twin of chat.
 
         Raises:
             ValueError: As chat does.
         """
         check_request(request)
-        return AsyncRemoteChat(self, request)
+        turn = RemoteTurn(self._endpoint, request)
+        return AsyncChat(_run_async(self, turn), turn.answer_now)
 
     def close(self) -> None:
         """Close the connections; a later request opens others."""
@@ -124,60 +126,6 @@ class RemoteEngine(Closing):
         if answer.status_code != 200 and not (answer.status_code == 404 and self._model):
             raise self._endpoint.explain_status(answer.status_code, answer.headers, body)
         return choose_model(self._endpoint, body, self._model)
-
-
-class RemoteChat(Iterator[Event]):
-    """The events of one turn, which is asked for when the first one is taken.
-
-    Args:
-        engine: Where.
-        request: What to generate.
-    """
-
-    def __init__(self, engine: RemoteEngine, request: ChatRequest) -> None:
-        self._turn = RemoteTurn(engine.endpoint, request)
-        self._events = _run(engine, self._turn)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def answer_now(self) -> None:
-        """Ask the server to end the thinking, from any thread; one that cannot goes on."""
-        self._turn.answer_now()
-
-    def close(self) -> None:
-        """Hang up, at which servers stop the generation."""
-        self._events.close()
-
-
-class AsyncRemoteChat(AsyncIterator[Event]):
-    """The asynchronous twin of RemoteChat.
-
-    Args:
-        engine: Where.
-        request: What to generate.
-    """
-
-    def __init__(self, engine: RemoteEngine, request: ChatRequest) -> None:
-        self._turn = RemoteTurn(engine.endpoint, request)
-        self._events = _run_async(engine, self._turn)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        return await anext(self._events)
-
-    def answer_now(self) -> None:
-        """Ask the server to end the thinking, from any thread; one that cannot goes on."""
-        self._turn.answer_now()
-
-    async def aclose(self) -> None:
-        """Hang up, at which servers stop the generation."""
-        await self._events.aclose()
 
 
 def _run(engine: RemoteEngine, turn: RemoteTurn) -> Generator[Event, None, None]:
