@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from localcascade import paths
 from localcascade.errors import ConfigError
 from localcascade.names import NAME_PATTERN, REPO_PATTERN
+from localcascade.settings import read_toml
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -170,16 +171,8 @@ class _Source:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    import tomllib
-
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            path, "", f"not UTF-8 at byte {error.start}", "Save the file as UTF-8."
-        ) from error
-    except ValueError as error:  # TOMLDecodeError, or an integer too long for Python to read
-        raise ConfigError(path, "", f"not TOML: {error}", "Correct that line.") from error
+        return read_toml(path, path.read_bytes())
     except OSError as error:
         raise ConfigError(path, "", error.strerror or "cannot be read") from error
 

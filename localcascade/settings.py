@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from localcascade import paths
 from localcascade.errors import ConfigError
+from quantize.part import replace_file
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -163,7 +163,7 @@ def save_theme(name: str) -> None:
         if parse_settings(path, new) != wanted:
             raise ConfigError(path, "theme", "cannot be changed safely", "Change it by hand.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_file(path, new)
+        replace_file(path, new)
     except OSError as error:
         raise ConfigError(
             path, "theme", f"cannot be saved: {error.strerror}", "Check its permissions."
@@ -188,18 +188,6 @@ def _part_tables(text: str) -> tuple[str, str, str]:
     first = re.search(r"(?m)^[ \t]*\[", text)
     at = first.start() if first else len(text)
     return text[:at], text[at : at + 1], text[at + 1 :]
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _flatten_keys(tables: Mapping[str, Any]) -> dict[str, Any]:

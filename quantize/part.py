@@ -148,6 +148,24 @@ def _begin(output: Path, descriptor: int, journal: Path, file_bytes: int, identi
     journal.write_text(identity + "\n")
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a small file in place: written beside it, brought to the disk, then renamed.
+
+    Raises:
+        OSError: It cannot be written; what was there stays.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk; raises OSError."""
     handle = os.open(folder, os.O_RDONLY)

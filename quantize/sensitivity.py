@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from statistics import fmean
 from typing import Any
 
 from quantize.errors import OutputError, SensitivityError
-from quantize.part import sync_folder
+from quantize.part import replace_file
 
 _BLOCK = re.compile(r"^blk\.\d+\.")
 _HINT = "Measure it again with `localcascade calibrate --probe`."
@@ -162,15 +161,8 @@ def write_sensitivity(path: Path, sensitivity: Sensitivity) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(format_sensitivity(sensitivity))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
+        replace_file(path, format_sensitivity(sensitivity).encode("utf-8"))
     except OSError as error:
-        part.unlink(missing_ok=True)
         problem = f"{path}: cannot be written: {error.strerror}"
         raise OutputError(problem, "Free some space, or choose another place.") from error

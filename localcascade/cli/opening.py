@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from localcascade.cli import console
 from localcascade.cli.logbook import identify_model
+from localcascade.cli.remote import make_remote_engine
 from localcascade.errors import CascadeError, HistoryError, ModelNotFound
 from localcascade.history.records import ModelIdentity
 from localcascade.paths import find_data_folder
@@ -153,14 +153,8 @@ class Openings(Closing):
 
     def _make_engine(self, identity: ModelIdentity) -> ChatEngine:
         if self._server is not None:
-            from localcascade.engine.remote import RemoteEngine
-
             server = self._server
-            try:
-                return RemoteEngine(server.url, server.key, server.model)
-            except ValueError as error:
-                hint = "For example: --remote http://localhost:8080; a key goes into --remote-key."
-                raise console.UsageError(f"--remote: {error}", hint) from error
+            return make_remote_engine(server.url, server.key, server.model)
         from localcascade.engine.client import Engine
         from localcascade.engine.wire import CHAT_OUTPUTS
 

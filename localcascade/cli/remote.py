@@ -14,6 +14,26 @@ FIRST_MODEL = "-"
 """Given as a model, it is the first that the server lists."""
 
 
+def make_remote_engine(url: str, key: str | None, model: str | None) -> RemoteEngine:
+    """Make the engine of a server, which is not asked yet.
+
+    Args:
+        url: Its address.
+        key: Our key to it.
+        model: As the server calls it; None is the first that it lists.
+
+    Raises:
+        UsageError: The address or the key is none.
+    """
+    from localcascade.engine.remote import RemoteEngine
+
+    try:
+        return RemoteEngine(url, key, model)
+    except ValueError as error:
+        hint = "For example: --remote http://localhost:8080; a key goes into --remote-key."
+        raise console.UsageError(f"--remote: {error}", hint) from error
+
+
 def open_remote_engine(url: str, key: str | None, model: str) -> RemoteEngine:
     """Get ready to ask a server.
 
@@ -29,13 +49,7 @@ def open_remote_engine(url: str, key: str | None, model: str) -> RemoteEngine:
         UsageError: The address or the key is none.
         CascadeError: The server cannot be reached, refuses, or has no such model.
     """
-    from localcascade.engine.remote import RemoteEngine
-
-    try:
-        engine = RemoteEngine(url, key, None if model == FIRST_MODEL else model)
-    except ValueError as error:
-        hint = "For example: --remote http://localhost:8080; a key goes into --remote-key."
-        raise console.UsageError(f"--remote: {error}", hint) from error
+    engine = make_remote_engine(url, key, None if model == FIRST_MODEL else model)
     try:
         engine.load()
     except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +18,7 @@ from localcascade.cli import console
 from localcascade.cli.ls import format_moment
 from localcascade.cli.options import AsJson
 from localcascade.errors import CascadeError, HistoryDamaged, HistoryError, SessionNotFound
+from quantize.part import replace_file
 
 if TYPE_CHECKING:
     from localcascade.history import History, Message, Salvage, Session, Transcript
@@ -338,15 +338,7 @@ def _write_out(text: str, output: Path | None) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         return
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(output, data)
 
 
 def _hide_thinking(transcript: Transcript) -> Transcript:
