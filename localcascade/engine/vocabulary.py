@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cached_property
 
 from localcascade.engine import _llama
@@ -89,22 +88,18 @@ class Vocabulary:
         """Build a sampler that lets through what a grammar allows; see `_llama`."""
         return _llama.create_grammar(self._handle, grammar)
 
-    def tokenize_segments(self, segments: Iterable[Segment]) -> list[int]:
-        """Cut a rendered prompt into tokens, each segment on its own.
+    def tokenize_segment(self, segment: Segment) -> list[int]:
+        """Cut one segment of a rendered prompt into tokens; each is cut on its own.
 
         llama.cpp finds USER_DEFINED tokens even when told not to parse special ones; that no
         plain segment holds the text of one is the template's promise.
 
         Args:
-            segments: A special one is exactly one token's text; the others are plain.
+            segment: A special one is exactly one token's text; the others are plain.
 
         Returns:
             Token ids.
         """
-        return [token for segment in segments for token in self.tokenize_segment(segment)]
-
-    def tokenize_segment(self, segment: Segment) -> list[int]:
-        """Cut one segment into tokens; tokenize_segments says how."""
         if segment.special:
             return [self.special[segment.text]]
         return self.tokenize(segment.text, parse_special=False)

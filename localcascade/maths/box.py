@@ -106,11 +106,6 @@ def widen(box: Box, width: int, align: Align = "center") -> Box:
     return Box(lines, width, box.baseline)
 
 
-def heighten(box: Box, above: int, below: int) -> Box:
-    """Add blank lines above and below; the baseline stays with the content."""
-    return Box(tuple(_fill(box, above, below)), box.width, box.baseline + above)
-
-
 def _fill(box: Box, above: int, below: int) -> list[str]:
     line = " " * box.width
     return [*[line] * above, *box.lines, *[line] * below]
