@@ -68,7 +68,7 @@ def list_actions(screen: Screen[Any]) -> list[Action]:
 
 def _find_place(action: Action) -> tuple[bool, int, int]:
     """Where an action was declared: keys that several things want would come first otherwise."""
-    declared = [item.id for item in type(action.node).BINDINGS if isinstance(item, Binding)]
+    declared = [binding.id for binding in _list_bindings(type(action.node))]
     place = declared.index(action.id) if action.id in declared else len(declared)
     return not action.id, -len(action.node.ancestors), place
 
@@ -83,8 +83,14 @@ def group_actions(actions: Iterable[Action]) -> dict[str, list[Action]]:
 
 def collect_ids(*owners: type[DOMNode]) -> set[str]:
     """Collect the ids of all bindings that classes of screens, widgets and apps declare."""
-    bindings = (binding for owner in owners for binding in getattr(owner, "BINDINGS", ()))
-    return {b.id for b in bindings if isinstance(b, Binding) and b.id}
+    bindings = (binding for owner in owners for binding in _list_bindings(owner))
+    return {binding.id for binding in bindings if binding.id}
+
+
+def _list_bindings(owner: type[DOMNode]) -> list[Binding]:
+    """The bindings that a class and those it inherits from declare, its own first."""
+    declared = (item for base in owner.__mro__ for item in base.__dict__.get("BINDINGS", ()))
+    return [item for item in declared if isinstance(item, Binding)]
 
 
 def apply_keys(app: App[Any], keys: Mapping[str, str], known: Iterable[str]) -> list[str]:

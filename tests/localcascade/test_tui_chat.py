@@ -199,7 +199,7 @@ async def test_messages_and_code_are_copied(monkeypatch: pytest.MonkeyPatch) -> 
             copied.append(text)
             return ("terminal",)
 
-        monkeypatch.setattr("localcascade.tui.screens.chat.copy_text", copy)
+        monkeypatch.setattr("localcascade.tui.screens.reading.copy_text", copy)
         await say(pilot, "q $x$")
         await pilot.press("ctrl+y", "alt+c", "alt+c", "alt+c", "alt+up", "alt+up", "ctrl+y")
         await settle(pilot)

@@ -10,30 +10,26 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 from textual.widgets import Static
 from textual.worker import Worker
 
 from localcascade.chat.attachments import Attachment, write_message
-from localcascade.chat.blocks import find_code
 from localcascade.chat.card import Live
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Message
 from localcascade.chat.exchange import Exchange
 from localcascade.chat.markdown import warm_up
-from localcascade.chat.search import Match, find_matches
 from localcascade.chat.turn import Turn
 from localcascade.prompt.events import ChatRequest
 from localcascade.tui import speaker
-from localcascade.tui.clipboard import copy_text
 from localcascade.tui.editor import edit_text
+from localcascade.tui.screens.reading import ReadingScreen
 from localcascade.tui.speaker import Speaker
 from localcascade.tui.widgets.attach import AttachPicker, describe_attachment
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.finder import Finder
-from localcascade.tui.widgets.gauge import WARN_SHARE, Gauge
+from localcascade.tui.widgets.gauge import WARN_SHARE, Gauge, count_context, read_turn
 from localcascade.tui.widgets.panel import Panel
-from localcascade.tui.widgets.transcript import Entry, Transcript
 
 DEFAULT_CTX = 8192
 """Tokens of context that are counted on before the model is loaded."""
@@ -41,7 +37,7 @@ BUDGETS = (None, 512, 2048, 8192, 32768)
 """Tokens of thinking that the key goes through."""
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(ReadingScreen):
     """One conversation with one model.
 
     Args:
@@ -59,56 +55,40 @@ class ChatScreen(Screen[None]):
         Binding("f6", "turn_budget", "Thinking budget", id="chat.budget", priority=True),
         Binding("f3", "turn_mode", "Thinking or instruct", id="chat.mode"),
         Binding("f4", "toggle_panel", "Sampling", id="chat.panel"),
-        Binding("f7", "toggle_source", "Formulas as source", id="chat.source", priority=True),
         Binding("f8", "compact", "Compact", id="chat.compact"),
         Binding("f9", "go_on", "Go on", id="chat.go_on"),
-        Binding("ctrl+t", "turn_thinking", "Show thinking", id="chat.thinking", priority=True),
         Binding("ctrl+r", "regenerate", "Regenerate", id="chat.regenerate", priority=True),
         Binding("ctrl+e", "edit", "Edit", id="chat.edit", priority=True),
         Binding("ctrl+o", "open_editor", "Open in $EDITOR", id="chat.editor", priority=True),
-        Binding("alt+up", "select(-1)", "Message above", id="chat.above", priority=True),
-        Binding("alt+down", "select(1)", "Message below", id="chat.below", priority=True),
-        Binding("alt+left", "walk(-1)", "Branch before", id="chat.branch_before", priority=True),
-        Binding("alt+right", "walk(1)", "Next branch", id="chat.branch_next", priority=True),
-        Binding("ctrl+y", "copy_message", "Copy message", id="chat.copy", priority=True),
-        Binding("alt+c", "copy_code", "Copy code", id="chat.copy_code", priority=True),
-        Binding("ctrl+f", "find", "Find", id="chat.find", priority=True),
-        Binding("pageup", "page(-1)", "Read up", id="chat.page_up", priority=True),
-        Binding("pagedown", "page(1)", "Read down", id="chat.page_down", priority=True),
     ]
 
     def __init__(
         self, exchange: Exchange, voice: speaker.ChatEngine, title: str, notice: str = ""
     ) -> None:
-        super().__init__()
+        super().__init__(exchange)
         self._notice = notice
-        self._exchange = exchange
         self._speaker = Speaker(voice, self)
         self._top_line = title
         self._editing: Message | None = None
         self._turn: Worker[None] | None = None
-        self._matches: list[Match] = []
-        self._match = 0
-        self._n_code = 0
         self._attachments: list[Attachment] = []
+        self._gauge = Gauge(id="gauge")
 
     def compose(self) -> ComposeResult:
         """Everything, the panels hidden."""
         with Horizontal(id="middle"):
             with Vertical(id="left"):
                 yield Static(make_safe(self._top_line), id="top", markup=False)
-                yield Transcript(id="transcript")
+                yield self._transcript
                 yield Finder(id="finder")
                 yield AttachPicker(id="attach")
                 yield Static("", id="notice", markup=False)
                 yield Composer(id="composer")
             yield Panel(self._exchange.manner, id="panel")
-        yield Gauge(id="gauge")
+        yield self._gauge
 
     def on_mount(self) -> None:
         """Show the conversation; the model loads behind it."""
-        self._transcript = self.query_one(Transcript)
-        self._gauge = self.query_one(Gauge)
         self._read(state="loading", mode=self._name_mode())
         self._show_path()
         self._show_notice(self._notice)
@@ -130,7 +110,9 @@ class ChatScreen(Screen[None]):
     def _show_loaded(self, event: speaker.ModelLoaded) -> None:
         self._read(n_ctx=event.info.n_ctx)
         if not self._exchange.is_busy:
-            self._read(state="ready", context_tokens=self._count_context())
+            self._read(
+                state="ready", context_tokens=count_context(self._exchange.conversation.path)
+            )
 
     @on(speaker.ModelFailed)
     def _show_failure(self, event: speaker.ModelFailed) -> None:
@@ -150,8 +132,8 @@ class ChatScreen(Screen[None]):
         message = take(turn)
         if message is not None:
             self._transcript.take(message, _describe(turn) if not turn.is_over else None)
-        self._read(is_busy=not turn.is_over, state=_name_state(turn, self._exchange))
-        self._read_figures(turn)
+        is_compacting = self._exchange.is_compacting
+        self._gauge.readings = read_turn(self._gauge.readings, turn, is_compacting=is_compacting)
         if turn.is_over:
             self._end_turn(turn, was_summary=message is None)
 
@@ -210,12 +192,6 @@ class ChatScreen(Screen[None]):
     def _change_manner(self, event: Panel.Changed) -> None:
         self._exchange.manner = event.manner
         self._read(mode=self._name_mode())
-
-    @on(Transcript.Clicked)
-    def _open_clicked(self, event: Transcript.Clicked) -> None:
-        message = self._transcript.entries[event.index].message
-        if message.thinking or message.role == "user":
-            self._transcript.turn_view(event.index)
 
     def action_stop(self) -> None:
         """Stop the answer; or leave what was begun: editing, finding, a selection."""
@@ -286,33 +262,6 @@ class ChatScreen(Screen[None]):
         if problem:
             self._notify(problem, "error")
 
-    def action_select(self, step: int) -> None:
-        """Move the cursor over the messages."""
-        n_messages = len(self._transcript.entries)
-        at = self._transcript.selected
-        index = (n_messages if at is None else at) + step
-        self._n_code = 0
-        self._transcript.select_message(max(index, 0) if index < n_messages else None)
-
-    def action_walk(self, step: int) -> None:
-        """Go to the branch beside the selected message's, or the nearest fork above the end."""
-        conversation = self._exchange.conversation
-        message = self._choose() if self._transcript.selected is not None else None
-        if message is None and conversation.leaf is not None:
-            message = conversation.find(
-                conversation.leaf, lambda m: conversation.count_branches(m.id)[1] > 1
-            )
-        if message is None or self._exchange.is_busy or not conversation.walk(message.id, step):
-            return
-        self._show_path()
-
-    def action_turn_thinking(self) -> None:
-        """Show the thinking of the selected or last answer as a line, its tail, or all."""
-        message = self._choose(None if self._transcript.selected is not None else "assistant")
-        index = self._find_index(message)
-        if index is not None:
-            self._transcript.turn_view(index)
-
     def action_turn_mode(self) -> None:
         """Change between thinking and answering at once."""
         manner = self._exchange.manner
@@ -332,53 +281,6 @@ class ChatScreen(Screen[None]):
         target: Any = panel.query_one("#field-thinking") if panel.display else Composer
         (target if panel.display else self.query_one(Composer)).focus()
 
-    def action_toggle_source(self) -> None:
-        """Show formulas as LaTeX, or laid out."""
-        self._transcript.show_source(not self._transcript.look.shows_source)
-
-    def action_copy_message(self) -> None:
-        """Copy the selected message, or the last answer, as it was written."""
-        message = self._choose(None if self._transcript.selected is not None else "assistant")
-        if message is not None:
-            self._copy(message.text, "message")
-
-    def action_copy_code(self) -> None:
-        """Copy the last block of code of a message; again, the one before it."""
-        message = self._choose(None if self._transcript.selected is not None else "assistant")
-        blocks = find_code(message.text) if message is not None else []
-        if not blocks:
-            self._notify("There is no code in this message.", "information")
-            return
-        self._n_code = self._n_code % len(blocks) + 1
-        self._copy(blocks[-self._n_code], "code")
-
-    def action_find(self) -> None:
-        """Open the line to look for words in."""
-        self.query_one(Finder).open()
-
-    def action_page(self, step: int) -> None:
-        """Scroll by most of a screen."""
-        transcript = self._transcript
-        transcript.scroll_relative(y=step * (transcript.size.height - 2), animate=False)
-
-    @on(Finder.Wanted)
-    def _find(self, event: Finder.Wanted) -> None:
-        if event.step == 0:
-            self._matches = find_matches(self._exchange.conversation.path, event.query)
-            self._match = len(self._matches)
-            self._transcript.mark_matches(event.query)
-        step = event.step or -1
-        if self._matches:
-            self._match = (self._match + step) % len(self._matches)
-            match = self._matches[self._match]
-            self._transcript.show_match(match.index, event.query, match.number)
-        self.query_one(Finder).show_count(self._match + 1, len(self._matches))
-
-    @on(Finder.Closed)
-    def _end_finding(self) -> None:
-        self._transcript.mark_matches("")
-        self.query_one(Composer).focus()
-
     # How it is done
 
     def _begin_turn(self, request: ChatRequest | None) -> None:
@@ -390,25 +292,6 @@ class ChatScreen(Screen[None]):
         self._n_code = 0
         self._read(is_busy=True, state="reading")
         self._turn = self.run_worker(self._speaker.speak(request), group="turn")
-
-    def _show_path(self) -> None:
-        conversation = self._exchange.conversation
-        self._transcript.show_path(
-            [Entry(m, conversation.count_branches(m.id)) for m in conversation.path]
-        )
-        self.set_class(not conversation.path, "-empty")
-
-    def _choose(self, role: str | None = None) -> Message | None:
-        """The selected message, or the last one of a role."""
-        entries = self._transcript.entries
-        if self._transcript.selected is not None:
-            return entries[self._transcript.selected].message
-        fitting = [e.message for e in entries if role is None or e.message.role == role]
-        return fitting[-1] if fitting else None
-
-    def _find_index(self, message: Message | None) -> int | None:
-        ids = [entry.message.id for entry in self._transcript.entries]
-        return ids.index(message.id) if message is not None else None
 
     def _set_manner(self, manner: Any) -> None:
         self._exchange.manner = manner
@@ -424,54 +307,9 @@ class ChatScreen(Screen[None]):
     def _read(self, **readings: Any) -> None:
         self._gauge.readings = replace(self._gauge.readings, **readings)
 
-    def _read_figures(self, turn: Turn) -> None:
-        stats = turn.stats
-        speed = (
-            (stats.prompt_tokens - stats.reused_tokens) / stats.prompt_s if stats.prompt_s else 0
-        )
-        self._read(
-            tokens_per_s=turn.tokens_per_s,
-            prompt_tokens_per_s=speed or self._gauge.readings.prompt_tokens_per_s,
-            context_tokens=stats.prompt_tokens + stats.completion_tokens,
-            reused_tokens=stats.reused_tokens,
-        )
-
-    def _count_context(self) -> int:
-        answers = [m for m in self._exchange.conversation.path if m.role == "assistant"]
-        stats = answers[-1].stats if answers else None
-        return stats.prompt_tokens + stats.completion_tokens if stats else 0
-
-    def _copy(self, text: str, what: str) -> None:
-        self.run_worker(self._copy_everywhere(text, what), group="copy")
-
-    async def _copy_everywhere(self, text: str, what: str) -> None:
-        ways = await copy_text(self.app, text)
-        told = f"Copied the {what}: {len(text):,} characters."
-        missing = "Too long for this terminal, and no program for the clipboard was found."
-        self._notify(told if ways else missing, "information" if ways else "warning")
-
-    def _show_notice(self, text: str) -> None:
-        notice = self.query_one("#notice", Static)
-        notice.update(make_safe(text))
-        notice.display = bool(text)
-
-    def _notify(self, text: str, severity: Any) -> None:
-        self.notify(make_safe(text), severity=severity, markup=False, timeout=6)
-
 
 def _describe(turn: Turn) -> Live:
     prompt = turn.prompt
     waiting = f"Reading {prompt.done:,} of {prompt.total:,} tokens" if prompt else "…"
     seconds = turn.thinking_s if turn.n_thinking else 0.0
     return Live(turn.n_thinking, seconds, turn.tokens_per_s, waiting)
-
-
-def _name_state(turn: Turn, exchange: Exchange) -> str:
-    if turn.is_over:
-        return "ready" if turn.state != "failed" else "failed"
-    if exchange.is_compacting:
-        return "compacting"
-    if turn.first_s is None:
-        prompt = turn.prompt
-        return f"reading {prompt.done:,} / {prompt.total:,}" if prompt else "loading"
-    return "thinking" if turn.n_thinking == turn.n_tokens else "answering"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
+
+from localcascade.chat.conversation import Message
+from localcascade.chat.turn import Turn
 
 WARN_SHARE = 0.8
 _BAR_CELLS = 8
@@ -95,3 +99,42 @@ def write_bytes(n_bytes: int) -> str:
     """A size in MiB or GiB."""
     mebibytes = n_bytes / 2**20
     return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def read_turn(readings: Readings, turn: Turn, *, is_compacting: bool = False) -> Readings:
+    """Read off an answer what the gauge shows of it.
+
+    Args:
+        readings: What it shows now.
+        turn: The answer, as far as it has come.
+        is_compacting: Whether it is a summary.
+    """
+    stats = turn.stats
+    speed = (stats.prompt_tokens - stats.reused_tokens) / stats.prompt_s if stats.prompt_s else 0
+    return replace(
+        readings,
+        state=_name_state(turn, is_compacting),
+        is_busy=not turn.is_over,
+        tokens_per_s=turn.tokens_per_s,
+        prompt_tokens_per_s=speed or readings.prompt_tokens_per_s,
+        context_tokens=stats.prompt_tokens + stats.completion_tokens,
+        reused_tokens=stats.reused_tokens,
+    )
+
+
+def count_context(path: Sequence[Message]) -> int:
+    """Tokens that a conversation took of the context when its last answer was finished."""
+    answers = [message for message in path if message.role == "assistant"]
+    stats = answers[-1].stats if answers else None
+    return stats.prompt_tokens + stats.completion_tokens if stats else 0
+
+
+def _name_state(turn: Turn, is_compacting: bool) -> str:
+    if turn.is_over:
+        return "ready" if turn.state != "failed" else "failed"
+    if is_compacting:
+        return "compacting"
+    if turn.first_s is None:
+        prompt = turn.prompt
+        return f"reading {prompt.done:,} / {prompt.total:,}" if prompt else "loading"
+    return "thinking" if turn.n_thinking == turn.n_tokens else "answering"

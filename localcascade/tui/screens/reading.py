@@ -1,0 +1,168 @@
+"""A conversation as it is read: moving over its messages, finding, copying, walking branches."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Static
+
+from localcascade.chat.blocks import find_code
+from localcascade.chat.controls import make_safe
+from localcascade.chat.conversation import Message
+from localcascade.chat.exchange import Exchange
+from localcascade.chat.search import Match, find_matches
+from localcascade.tui.clipboard import copy_text
+from localcascade.tui.widgets.composer import Composer
+from localcascade.tui.widgets.finder import Finder
+from localcascade.tui.widgets.transcript import Entry, Transcript
+
+
+class ReadingScreen(Screen[None]):
+    """What the keys do to a conversation that is there, whoever writes it.
+
+    Whoever inherits puts the transcript, a Finder, a Composer and a Static `notice` on the screen.
+
+    Args:
+        exchange: The conversation.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f7", "toggle_source", "Formulas as source", id="chat.source", priority=True),
+        Binding("ctrl+t", "turn_thinking", "Show thinking", id="chat.thinking", priority=True),
+        Binding("alt+up", "select(-1)", "Message above", id="chat.above", priority=True),
+        Binding("alt+down", "select(1)", "Message below", id="chat.below", priority=True),
+        Binding("alt+left", "walk(-1)", "Branch before", id="chat.branch_before", priority=True),
+        Binding("alt+right", "walk(1)", "Next branch", id="chat.branch_next", priority=True),
+        Binding("ctrl+y", "copy_message", "Copy message", id="chat.copy", priority=True),
+        Binding("alt+c", "copy_code", "Copy code", id="chat.copy_code", priority=True),
+        Binding("ctrl+f", "find", "Find", id="chat.find", priority=True),
+        Binding("pageup", "page(-1)", "Read up", id="chat.page_up", priority=True),
+        Binding("pagedown", "page(1)", "Read down", id="chat.page_down", priority=True),
+    ]
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__()
+        self._exchange = exchange
+        self._transcript = Transcript(id="transcript")
+        self._matches: list[Match] = []
+        self._match = 0
+        self._n_code = 0
+
+    @on(Transcript.Clicked)
+    def _open_clicked(self, event: Transcript.Clicked) -> None:
+        message = self._transcript.entries[event.index].message
+        if message.thinking or message.role == "user":
+            self._transcript.turn_view(event.index)
+
+    def action_select(self, step: int) -> None:
+        """Move the cursor over the messages."""
+        n_messages = len(self._transcript.entries)
+        at = self._transcript.selected
+        index = (n_messages if at is None else at) + step
+        self._n_code = 0
+        self._transcript.select_message(max(index, 0) if index < n_messages else None)
+
+    def action_walk(self, step: int) -> None:
+        """Go to the branch beside the selected message's, or the nearest fork above the end."""
+        conversation = self._exchange.conversation
+        message = self._choose() if self._transcript.selected is not None else None
+        if message is None and conversation.leaf is not None:
+            message = conversation.find(
+                conversation.leaf, lambda m: conversation.count_branches(m.id)[1] > 1
+            )
+        if message is None or self._exchange.is_busy or not conversation.walk(message.id, step):
+            return
+        self._show_path()
+
+    def action_turn_thinking(self) -> None:
+        """Show the thinking of the selected or last answer as a line, its tail, or all."""
+        message = self._choose(None if self._transcript.selected is not None else "assistant")
+        index = self._find_index(message)
+        if index is not None:
+            self._transcript.turn_view(index)
+
+    def action_toggle_source(self) -> None:
+        """Show formulas as LaTeX, or laid out."""
+        self._transcript.show_source(not self._transcript.look.shows_source)
+
+    def action_copy_message(self) -> None:
+        """Copy the selected message, or the last answer, as it was written."""
+        message = self._choose(None if self._transcript.selected is not None else "assistant")
+        if message is not None:
+            self._copy(message.text, "message")
+
+    def action_copy_code(self) -> None:
+        """Copy the last block of code of a message; again, the one before it."""
+        message = self._choose(None if self._transcript.selected is not None else "assistant")
+        blocks = find_code(message.text) if message is not None else []
+        if not blocks:
+            self._notify("There is no code in this message.", "information")
+            return
+        self._n_code = self._n_code % len(blocks) + 1
+        self._copy(blocks[-self._n_code], "code")
+
+    def action_find(self) -> None:
+        """Open the line to look for words in."""
+        self.query_one(Finder).open()
+
+    def action_page(self, step: int) -> None:
+        """Scroll by most of a screen."""
+        transcript = self._transcript
+        transcript.scroll_relative(y=step * (transcript.size.height - 2), animate=False)
+
+    @on(Finder.Wanted)
+    def _find(self, event: Finder.Wanted) -> None:
+        if event.step == 0:
+            self._matches = find_matches(self._exchange.conversation.path, event.query)
+            self._match = len(self._matches)
+            self._transcript.mark_matches(event.query)
+        step = event.step or -1
+        if self._matches:
+            self._match = (self._match + step) % len(self._matches)
+            match = self._matches[self._match]
+            self._transcript.show_match(match.index, event.query, match.number)
+        self.query_one(Finder).show_count(self._match + 1, len(self._matches))
+
+    @on(Finder.Closed)
+    def _end_finding(self) -> None:
+        self._transcript.mark_matches("")
+        self.query_one(Composer).focus()
+
+    def _show_path(self) -> None:
+        conversation = self._exchange.conversation
+        self._transcript.show_path(
+            [Entry(m, conversation.count_branches(m.id)) for m in conversation.path]
+        )
+        self.set_class(not conversation.path, "-empty")
+
+    def _choose(self, role: str | None = None) -> Message | None:
+        """The selected message, or the last one of a role."""
+        entries = self._transcript.entries
+        if self._transcript.selected is not None:
+            return entries[self._transcript.selected].message
+        fitting = [e.message for e in entries if role is None or e.message.role == role]
+        return fitting[-1] if fitting else None
+
+    def _find_index(self, message: Message | None) -> int | None:
+        ids = [entry.message.id for entry in self._transcript.entries]
+        return ids.index(message.id) if message is not None else None
+
+    def _copy(self, text: str, what: str) -> None:
+        self.run_worker(self._copy_everywhere(text, what), group="copy")
+
+    async def _copy_everywhere(self, text: str, what: str) -> None:
+        ways = await copy_text(self.app, text)
+        told = f"Copied the {what}: {len(text):,} characters."
+        missing = "Too long for this terminal, and no program for the clipboard was found."
+        self._notify(told if ways else missing, "information" if ways else "warning")
+
+    def _show_notice(self, text: str) -> None:
+        notice = self.query_one("#notice", Static)
+        notice.update(make_safe(text))
+        notice.display = bool(text)
+
+    def _notify(self, text: str, severity: Any) -> None:
+        self.notify(make_safe(text), severity=severity, markup=False, timeout=6)
