@@ -261,10 +261,15 @@ def _mask_formulas(source: str, is_final: bool) -> str:
 
 @cache
 def make_parser() -> MarkdownIt:
-    """The one reader of Markdown: CommonMark with tables and strikethrough, HTML as text."""
+    """The one reader of Markdown: CommonMark with tables and strikethrough, HTML as text.
+
+    A link's definition stays text: it mostly comes after its use, when that stands on the screen
+    already, and an address that is never shown would be lost.
+    """
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"html": False})
+    return parser.enable(["table", "strikethrough"]).disable("reference")
 
 
 def find_code(text: str) -> list[str]:

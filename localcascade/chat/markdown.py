@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +18,7 @@ from localcascade.chat.table import TableShape, draw_table, measure_table
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
+_DEFINITION = re.compile(r"\[[^\]]+\]:")
 _BULLETS = ("•", "◦", "▪")
 
 
@@ -58,8 +61,7 @@ class Page:
     def _draw(self, piece: Piece) -> list[Line]:
         source, formulas = mark_formulas(piece.markdown, self.look)
         tokens = make_parser().parse(source)
-        if self.look.keeps_breaks:
-            _harden_breaks(tokens)
+        _harden_breaks(tokens, all_of_them=self.look.keeps_breaks)
         if not piece.continues:
             self._shape, self._number = None, 0
         self._count_items(tokens)
@@ -90,10 +92,12 @@ class Page:
         return [*lines, BLANK, *rest] if rest else lines
 
 
-def _harden_breaks(tokens: Sequence[Token]) -> None:
-    for child in (child for token in tokens for child in token.children or ()):
-        if child.type == "softbreak":
-            child.type = "hardbreak"
+def _harden_breaks(tokens: Sequence[Token], *, all_of_them: bool) -> None:
+    """Keep breaks of lines: all, or those before a link's definition or a footnote."""
+    for children in (token.children for token in tokens if token.children):
+        for child, follower in pairwise(children):
+            if child.type == "softbreak" and (all_of_them or _DEFINITION.match(follower.content)):
+                child.type = "hardbreak"
 
 
 def _is_item(piece: Piece) -> bool:

@@ -104,9 +104,9 @@ class Database:
 
 
 @contextmanager
-def hold_transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Write all of a block or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
+def hold_transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """Write all of a block or nothing; a DEFERRED one that only reads sees one state of it."""
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")
@@ -200,9 +200,10 @@ def _set_up(connection: sqlite3.Connection) -> None:
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> int:
-    owner = connection.execute("PRAGMA application_id").fetchone()[0]
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    n_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    with hold_transaction(connection, "DEFERRED"):  # another process may be making the tables
+        owner = connection.execute("PRAGMA application_id").fetchone()[0]
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        n_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if owner != schema.APPLICATION_ID and n_tables:
         raise HistoryError(path, "it is a database of another program", "Move it away.")
     if version > len(schema.MIGRATIONS):
@@ -224,10 +225,10 @@ def migrate(connection: sqlite3.Connection, path: Path, steps: Sequence[str]) ->
         steps: As schema.MIGRATIONS.
     """
     (old,) = connection.execute("PRAGMA user_version").fetchone()
-    if old:
+    if 0 < old < len(steps):  # another process may have made the file or brought it up to date
         _copy(connection, path.with_name(f"{path.name}.v{old}.bak"))
     with hold_transaction(connection):
-        # Another process may have been faster.
+        # And here again.
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         for script in steps[version:]:
             for statement in schema.split_script(script):
@@ -237,7 +238,7 @@ def migrate(connection: sqlite3.Connection, path: Path, steps: Sequence[str]) ->
 
 
 def _copy(connection: sqlite3.Connection, target: Path) -> None:
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     _make_file(part)
     with closing(sqlite3.connect(part)) as copy:
         connection.backup(copy)
@@ -246,7 +247,9 @@ def _copy(connection: sqlite3.Connection, target: Path) -> None:
 
 def _make_index(connection: sqlite3.Connection) -> bool:
     try:
-        connection.execute(schema.MAKE_INDEX)
+        # A statement alone begins by reading, and is refused at once when another process writes.
+        with hold_transaction(connection):
+            connection.execute(schema.MAKE_INDEX)
     except sqlite3.OperationalError as error:
         if "no such module" not in str(error):
             raise
@@ -256,6 +259,8 @@ def _make_index(connection: sqlite3.Connection) -> bool:
 def _has_index(connection: sqlite3.Connection) -> bool:
     try:
         connection.execute("SELECT rowid FROM words LIMIT 1").fetchall()
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # that is: no such table or module
+            raise
         return False
     return True

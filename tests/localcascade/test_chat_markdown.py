@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -37,6 +37,8 @@ def draw(text: str, look: Look = LOOK) -> str:
         ("```\nx  y\n```", "  x  y"),
         ("a [b](http://c) d", "a b (http://c) d"),
         ("<http://c>", "http://c"),
+        ("a [b][1]\n\n[1]: http://c\n[2]: http://d", "a [b][1]\n\n[1]: http://c\n[2]: http://d"),
+        ("- a[^1]\n\n> [^1]: why\n> [^2]: how", "• a[^1]\n\n▌ [^1]: why\n▌ [^2]: how"),
         ("a\\\nb", "a\nb"),
         ("<b>x</b>", "<b>x</b>"),
         ("| a | bb |\n|--:|:--|\n| 1 | 2 |\n", "a  bb\n─  ──\n1  2"),
@@ -72,6 +74,10 @@ def test_columns_share_a_line_that_is_too_short() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(LINES, max_size=12), st.integers(1, 25))
+@example(["```py", "```", "[x]: /url", "word", "[x]: /url"], 1)
+@example(["[x]", "", "[x]: /url", "", "[x]"], 1)
+@example(["# [x]", "[x]:", "/url", "word"], 1)
+@example(["- [x]: /url", "- [x]", "", "> [x]: /url", "[x]"], 1)
 def test_streaming_draws_what_the_whole_draws(lines: list[str], n_characters: int) -> None:
     text = "\n".join(lines)
     splitter, page = BlockSplitter(), Page(LOOK)

@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -425,6 +427,36 @@ def test_several_processes_may_make_the_file(path: Path) -> None:
         thread.join()
     with History.open(path) as history:
         assert [session.n_messages for session in history.list_sessions()] == [2] * 4
+
+
+class Watched(sqlite3.Connection):
+    """A connection during whose opening others open the same file."""
+
+    interruptions: dict[str, threading.Thread]
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        other = self.interruptions.pop(sql, None)
+        if other:
+            other.start()
+            other.join(0.3)  # it may have to wait for us
+        return super().execute(sql, *values)
+
+
+@pytest.mark.parametrize("sql", ["PRAGMA user_version", "BEGIN IMMEDIATE", schema.MAKE_INDEX])
+def test_another_may_make_the_file_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    path.parent.mkdir()
+    other = threading.Thread(target=fill, args=(path, 2))
+    monkeypatch.setattr(Watched, "interruptions", {sql: other}, raising=False)
+    connect = partial(sqlite3.connect, factory=Watched)
+    monkeypatch.setattr(database.sqlite3, "connect", connect)
+    fill(path, 2)
+    other.join()
+    with History.open(path) as history:
+        assert [session.n_messages for session in history.list_sessions()] == [2, 2]
+        assert len(history.search("word")) == 4
+    assert [file.name for file in path.parent.glob("*.bak")] == []
 
 
 # sqlite.org/wal.html, section 11: "fixed in 3.51.3", with backports in 3.50.7 and 3.44.6.
