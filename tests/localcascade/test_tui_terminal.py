@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from localcascade.cli.app import run_arguments
@@ -46,6 +47,17 @@ class Terminal:
             time.sleep(0.1)
         raise AssertionError(f"{words} did not appear; the screen is\n{self.read()}")
 
+    @contextmanager
+    def pause_engine(self) -> Iterator[None]:
+        """Hold the engine's process, the last one below the shell, as if it were very slow."""
+        shell = psutil.Process(int(self.run("display-message", "-p", "#{pane_pid}")))
+        (engine,) = (p for p in shell.children(recursive=True) if not p.children())
+        engine.suspend()
+        try:
+            yield
+        finally:
+            engine.resume()
+
 
 @contextmanager
 def open_terminal(folder: Path, command: str) -> Iterator[Terminal]:
@@ -66,14 +78,16 @@ def test_a_conversation_is_stopped_edited_quit_and_resumed(
     assert run_arguments(["demo"]) == 0
     root = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", str(root))
-    # Textual waits so many milliseconds for what may follow an Escape; `tiny` answers in as many.
-    monkeypatch.setenv("ESCDELAY", "1")
     with open_terminal(tmp_path, f"{PROGRAM} chat tiny") as terminal:
         terminal.wait_for("Ask anything", "ready")
         terminal.press("-l", "What is 20 + 30?")
         terminal.wait_for("20 + 30")
-        terminal.press("Enter", "Escape")
-        terminal.wait_for("■ Stopped.", "ready")
+        with terminal.pause_engine():  # `tiny` answers faster than a finger
+            terminal.press("Enter")
+            terminal.wait_for("❯ What is 20 + 30?", "reading")
+            terminal.press("Escape")
+            terminal.wait_for("■ Stopped.")
+        terminal.wait_for("ready")
         terminal.press("C-e")
         terminal.wait_for("Editing")
         terminal.press("C-u")
