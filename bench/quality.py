@@ -1,13 +1,17 @@
 """What a file costs in quality, byte for byte: ours beside llama-quantize's best, on `tiny`.
 
-    python bench/quality.py --binary PATH/llama-quantize [--bits 2.25 …] [--ablate 2.6 …]
+    python bench/quality.py [--binary PATH/llama-quantize] [--bits 2.25 …] [--ablate 2.6 …]
 
 A size is that of a file whose experts take so many bits a weight and all other matrices q8_0; it
 is the limit for both sides. Both get the same importance matrix. Llama.cpp's side is the best of
 all its recipes and of mixes of types by group (stock_quantizer.py). Ours is what `quantize --size`
 chooses with everything that `calibrate` collects. Then each idea is left out in turn, at the same
-size. Calibrated on one set of invented chats and measured on another, as the model's template
-writes them; divergence from the f32 file in nats a token. Writes bench/results/quality.csv.
+size, and the same tokens are scored: the difference to our file is that of each token, averaged,
+so its error counts only what the idea changes. Two ideas are for what `tiny` does not have, rare
+experts and neurons that are missed: shrinkage is also left out where the calibration text is
+SCARCE_CHATS long, and the refit where experts are trimmed hard, all else in f32. Calibrated on one
+set of invented chats and measured on another, as the model's template writes them; divergence from
+the f32 file in nats a token. Writes bench/results/quality.csv.
 """
 
 from __future__ import annotations
@@ -36,7 +40,12 @@ from tiny.corpus import generate_chats
 from localcascade.engine import calibrate as calibration
 from localcascade.engine.client import Engine
 from localcascade.evaluate.comparison import cut_windows
-from localcascade.evaluate.divergence import Figures, join_scores, score_tokens, summarize_scores
+from localcascade.evaluate.divergence import (
+    TokenScores,
+    join_scores,
+    score_tokens,
+    summarize_scores,
+)
 from localcascade.evaluate.probes import probe_matrices
 from localcascade.store import bundled_checkpoint_folder
 from quantize.allocate import Allocation, allocate, estimate
@@ -58,13 +67,20 @@ from quantize.trial import make_costs, try_types
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "quality.csv"
 BITS = (2.25, 2.6, 3.1, 3.5, 4.25, 4.5, 5.5)
+SCARCE = "scarce.imatrix.gguf"
 ABLATED_BITS = (2.25, 3.1, 4.25)
 N_CTX = 512
-N_WINDOWS = 16
+N_WINDOWS = 48
 CALIBRATION_SEED, EVALUATION_SEED = 1, 7
-N_CHATS = 150
+N_CHATS, EVALUATION_CHATS = 150, 450
+N_PROBED = 4096
+"""Tokens scored in each probe: the bench's own text is long enough."""
+SCARCE_CHATS = 4
+SCARCE_BITS = (2.25, 2.6, 3.1)
+TRIMMED = (256, 192, 128)
+"""Neurons that experts keep, of 288, where trimming is measured on its own."""
 COLUMNS = ("bits", "limit_bytes", "side", "file_bytes", "mean_kl", "error", "same_top1",
-           "expected_kl", "recipe")  # fmt: skip
+           "expected_kl", "difference", "difference_error", "recipe")  # fmt: skip
 
 UNPADDED = {"quantize.allocate._round_up": lambda width: width}
 PATCHES: Mapping[str, Mapping[str, Any]] = {
@@ -91,15 +107,13 @@ class Judge:
     windows: npt.NDArray[np.int32]
     expected: tuple[npt.NDArray[np.float32], ...]
 
-    def measure(self, path: Path) -> Figures:
-        """Measure how far a file is from the f32 model."""
+    def score(self, path: Path) -> TokenScores:
+        """Score how far a file is from the f32 model at each token."""
         first = N_CTX // 2
         with Engine(path, n_ctx=N_CTX, n_threads=1) as engine:
-            return summarize_scores(
-                join_scores(
-                    score_tokens(engine.logits(w[:-1].tolist(), first), e, w[first + 1 :])
-                    for w, e in zip(self.windows, self.expected, strict=True)
-                )
+            return join_scores(
+                score_tokens(engine.logits(w[:-1].tolist(), first), e, w[first + 1 :])
+                for w, e in zip(self.windows, self.expected, strict=True)
             )
 
 
@@ -128,7 +142,6 @@ class Bench:
 
     def make_ours(self, limit_bytes: int, without: str = "") -> tuple[Path, Allocation]:
         """Make our file of at most so many bytes, without one of the ideas."""
-        output = self.folder / "ours.gguf"
         transforms = Transforms()
         if without in SWITCHES:
             transforms = replace(transforms, **{SWITCHES[without]: False})
@@ -136,18 +149,26 @@ class Bench:
             for target, value in PATCHES.get(without, {}).items():
                 stack.enter_context(mock.patch(target, value))
             found = self._choose(limit_bytes, without)
-            with read_moments(self.folder / "moments.gguf") as moments:
-                quantize_checkpoint(
-                    self.checkpoint,
-                    output,
-                    choices=found.choices,
-                    importance=None if without == "importance" else self.importance.path,
-                    moments=moments,
-                    transforms=transforms,
-                    metadata=list_recipe_metadata(found.choices),
-                    name="tiny",
-                )
-        return output, found
+            importance = None if without == "importance" else self.importance
+            return self.write_file(found, transforms, importance), found
+
+    def write_file(
+        self, found: Allocation, transforms: Transforms, importance: Importance | None
+    ) -> Path:
+        """Write the file of a recipe, in the place of the one before."""
+        output = self.folder / "ours.gguf"
+        with read_moments(self.folder / "moments.gguf") as moments:
+            quantize_checkpoint(
+                self.checkpoint,
+                output,
+                choices=found.choices,
+                importance=importance.path if importance else None,
+                moments=moments,
+                transforms=transforms,
+                metadata=list_recipe_metadata(found.choices),
+                name="tiny",
+            )
+        return output
 
     def _choose(self, limit_bytes: int, without: str) -> Allocation:
         importance = None if without == "importance" else self.importance
@@ -188,9 +209,9 @@ class Bench:
                 )
 
 
-def write_chats(path: Path, seed: int) -> Path:
+def write_chats(path: Path, seed: int, n_chats: int = N_CHATS) -> Path:
     """Write chats of the kind that the bundled model was trained on, one a line."""
-    chats = islice(generate_chats(seed), N_CHATS)
+    chats = islice(generate_chats(seed), n_chats)
     lines = (json.dumps({"messages": c.messages, "tools": c.tools}) for c in chats)
     path.write_text("\n".join(lines), "utf-8")
     return path
@@ -201,17 +222,19 @@ def open_bench(folder: Path) -> Bench:
     checkpoint, model = bundled_checkpoint_folder("tiny"), folder / "f32.gguf"
     quantize_checkpoint(checkpoint, model, "f32", name="tiny")
     texts = [write_chats(folder / "calibration.jsonl", CALIBRATION_SEED)]
-    held_out = [write_chats(folder / "evaluation.jsonl", EVALUATION_SEED)]
+    held_out = [write_chats(folder / "evaluation.jsonl", EVALUATION_SEED, EVALUATION_CHATS)]
+    few = [write_chats(folder / "scarce.jsonl", CALIBRATION_SEED, SCARCE_CHATS)]
     with Engine(model, n_ctx=calibration.DEFAULT_N_CTX, collects=True) as engine:
         bos = engine.load().bos
         write_importance(
             folder / "tiny.imatrix.gguf", calibration.calibrate(engine, texts).importance
         )
+        write_importance(folder / SCARCE, calibration.calibrate(engine, few).importance)
         passes = calibration.plan_passes(calibration.list_stacks(model), 1 << 30)
         calibration.collect_moments(
             engine, folder / "moments.gguf", passes, texts, identity="tiny f32"
         )
-        sensitivity = probe_matrices(engine, model, texts)
+        sensitivity = probe_matrices(engine, model, texts, n_tokens=N_PROBED)
         windows = cut_windows(calibration.read_tokens(engine, held_out), N_CTX, bos)[:N_WINDOWS]
     with Engine(model, n_ctx=N_CTX) as engine:
         expected = tuple(engine.logits(w[:-1].tolist(), N_CTX // 2) for w in windows)
@@ -222,19 +245,50 @@ def open_bench(folder: Path) -> Bench:
 Row = tuple[object, ...]
 
 
-def measure_ours(bench: Bench, bits: float, without: str = "") -> Row:
-    """Make and measure one file of ours."""
-    limit = bench.measure_limit(bits)
-    side = f"ours without {without}" if without else "ours"
-    try:
-        path, found = bench.make_ours(limit, without)
-    except QuantizeError as error:
-        return (bits, limit, side, "", "", "", "", "", type(error).__name__)
-    figures = bench.judge.measure(path)
+@dataclass
+class Ablation:
+    """Ours at one size, and what is different without an idea."""
+
+    bench: Bench
+    bits: float
+    side: str = "ours"
+
+    @cached_property
+    def ours(self) -> tuple[Row, TokenScores]:
+        """The row and the scores of our file with all ideas."""
+        return self._make("", self.side)
+
+    def leave_out(self, idea: str) -> Row:
+        """Make and measure a file without an idea, token by token beside the one with it."""
+        side = f"{self.side} without {idea}"
+        try:
+            row, scores = self._make(idea, side)
+        except QuantizeError as error:
+            limit = self.bench.measure_limit(self.bits)
+            return (self.bits, limit, side, *[""] * 7, type(error).__name__)
+        return (*row[:-3], *compare_scores(scores, self.ours[1]), row[-1])
+
+    def _make(self, idea: str, side: str) -> tuple[Row, TokenScores]:
+        limit = self.bench.measure_limit(self.bits)
+        path, found = self.bench.make_ours(limit, idea)
+        scores = self.bench.judge.score(path)
+        head = (self.bits, limit, side, path.stat().st_size, *describe_scores(scores))
+        types = describe_types(found.choices)
+        return (*head, round(found.expected_kl, 6), "", "", types), scores
+
+
+def describe_scores(scores: TokenScores) -> tuple[float, float, float]:
+    """Mean divergence, its standard error, and the share of same likeliest tokens."""
+    figures = summarize_scores(scores)
     kl = figures.mean_kl
-    return (bits, limit, side, path.stat().st_size, round(kl.value, 6), round(kl.error, 6),
-            round(figures.same_top1.value, 4), round(found.expected_kl, 6),
-            describe_types(found.choices))  # fmt: skip
+    return round(kl.value, 6), round(kl.error, 6), round(figures.same_top1.value, 4)
+
+
+def compare_scores(scores: TokenScores, base: TokenScores) -> tuple[float, float]:
+    """By how much the divergence is larger, with its standard error: of the tokens' differences."""
+    differences = scores.kl - base.kl
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    return round(float(differences.mean()), 6), round(float(error), 6)
 
 
 def describe_types(choices: Choices) -> str:
@@ -250,35 +304,66 @@ def measure_stock(stock: StockQuantizer, bench: Bench, bits: float) -> Row:
     limit = bench.measure_limit(bits)
     best = stock.find_best(limit)
     if best is None:
-        return (bits, limit, "llama-quantize", "", "", "", "", "", f"none: {stock.least_bytes}")
+        return (bits, limit, "llama-quantize", *[""] * 7, f"none: {stock.least_bytes}")
     kl = round(best.mean_kl, 6)
-    return (bits, limit, "llama-quantize", best.file_bytes, kl, "", "", "", best.recipe)
+    return (bits, limit, "llama-quantize", best.file_bytes, kl, *[""] * 5, best.recipe)
+
+
+def measure_trims(bench: Bench) -> Iterator[Row]:
+    """Measure what trimming costs on its own: f32 but for the neurons that experts keep."""
+    layers = {split_name(m)[0] for m in bench.draft.matrices if split_name(m)[1] == EXPERTS_DOWN}
+    for n_kept in TRIMMED:
+        widths = {layer: n_kept for layer in layers if layer is not None}
+        choices = Choices(dict.fromkeys(bench.draft.matrices, "f32"), expert_widths=widths)
+        found = estimate(bench.draft, make_costs(bench.sensitivity, bench.importance, {}), choices)
+        scores = {}
+        for refit in (True, False):
+            path = bench.write_file(found, Transforms(refit=refit), bench.importance)
+            scores[refit] = bench.judge.score(path)
+            side = f"f32 trimmed to {n_kept}" + ("" if refit else " without refit")
+            gain = ("", "") if refit else compare_scores(scores[False], scores[True])
+            yield ("", "", side, path.stat().st_size, *describe_scores(scores[refit]),
+                   round(found.expected_kl, 6), *gain, describe_types(choices))  # fmt: skip
 
 
 def measure(
-    folder: Path, binary: Path, sizes: Sequence[float], ablated: Sequence[float]
+    folder: Path, binary: Path | None, sizes: Sequence[float], ablated: Sequence[float]
 ) -> Iterator[Row]:
     """Measure everything, one row at a time."""
     bench = open_bench(folder)
-    stock = StockQuantizer(
-        binary,
-        folder / "f32.gguf",
-        bench.importance.path,
-        lambda path: bench.judge.measure(path).mean_kl.value,
-        folder,
-    )
+    ablations = {bits: Ablation(bench, bits) for bits in {*sizes, *ablated}}
     for bits in sizes:
-        yield measure_ours(bench, bits)
-        yield measure_stock(stock, bench, bits)
+        yield ablations[bits].ours[0]
     for bits in ablated:
         for idea in (*KNOWLEDGE, *PATCHES, *SWITCHES):
-            yield measure_ours(bench, bits, idea)
+            yield ablations[bits].leave_out(idea)
+    yield from measure_trims(bench)
+    scarce = replace(bench, importance=read_importance(folder / SCARCE))
+    for bits in SCARCE_BITS:
+        ablation = Ablation(scarce, bits, "ours, scarce text")
+        yield ablation.ours[0]
+        yield ablation.leave_out("shrinkage")
+    if binary:
+        yield from measure_rival(bench, binary, sizes)
+
+
+def measure_rival(bench: Bench, binary: Path, sizes: Sequence[float]) -> Iterator[Row]:
+    """Measure llama-quantize's best at each size."""
+    stock = StockQuantizer(
+        binary,
+        bench.folder / "f32.gguf",
+        bench.importance.path,
+        lambda path: summarize_scores(bench.judge.score(path)).mean_kl.value,
+        bench.folder,
+    )
+    for bits in sizes:
+        yield measure_stock(stock, bench, bits)
 
 
 def main() -> None:
     """Measure, print, write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--binary", type=Path, help="llama-quantize; without it, ours alone")
     parser.add_argument("--bits", type=float, nargs="*", default=BITS)
     parser.add_argument("--ablate", type=float, nargs="*", default=ABLATED_BITS)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -290,7 +375,8 @@ def main() -> None:
         for row in measure(Path(folder), given.binary, given.bits, given.ablate):
             writer.writerow([machine, *row])
             file.flush()
-            print("{:>5} {:>8} {:28} {!s:>8} {!s:>9} {!s:>9} {!s:>7} {!s:>9} {}".format(*row))
+            print("{!s:>5} {!s:>8} {:34} {!s:>8} {!s:>9} {!s:>9} {!s:>7} {!s:>9} {!s:>9} {!s:>9} {}"
+                  .format(*row), flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Sensitivities: what errors of a matrix's weights cost the whole model.
 
 The factor of a matrix is the mean KL divergence, in nats a token, that independent errors of its
-weights cause, divided by their variance relative to the weights' mean square. Times the relative
+weights cause, divided by their variance relative to the weights' mean square, in which a weight
+counts as much as what it is multiplied with. Times the relative
 squared error of an encoding, weighed by importance, it estimates what the encoding costs.
 
 A file is TOML, written by `localcascade calibrate --probe` and readable by people:
@@ -9,8 +10,8 @@ A file is TOML, written by `localcascade calibrate --probe` and readable by peop
     [probe]
     model = "nc2-q8_0.gguf"
     texts = ["chats.jsonl"]
-    n_tokens = 512
-    variances = [0.005, 0.02]
+    n_tokens = 2112
+    variances = [0.01, 0.04]
 
     [factors]
     "blk.1.ffn_down_exps.weight" = 1.234
@@ -48,7 +49,7 @@ class Sensitivity:
     n_tokens: int = 0
     """Tokens whose prediction was scored, per probe."""
     variances: tuple[float, ...] = field(default=())
-    """Relative variances of the errors; a factor is the mean over them."""
+    """Relative variances of the errors; a factor is the mean over probes with each."""
 
     def factor(self, tensor_name: str) -> float:
         """Give the sensitivity of one matrix.

@@ -16,6 +16,7 @@ from localcascade.evaluate.probes import choose_windows, measure_squares, probe_
 from quantize.convert import quantize_checkpoint
 from quantize.ggml import decode_rows, encode_rows, type_named
 from quantize.gguf import open_gguf
+from quantize.importance import Moments
 from tests.quantize.models import TINY
 
 CHOSEN = (
@@ -87,27 +88,31 @@ def test_every_matrix_of_the_model_is_probed_and_told(path: Path, engine: Engine
         }  # fmt: skip
     assert set(sensitivity.factors) == matrices
     assert told[0] == ("probe", 0, len(matrices)) and told[-1][1] == len(matrices)
-    assert sensitivity.n_tokens == 128
+    assert sensitivity.n_tokens == 192
     assert sensitivity.model == "tiny.gguf"
     assert all(factor >= 0 for factor in sensitivity.factors.values())
     engine.watch(())
 
 
-def test_squares_are_those_of_the_weights(path: Path) -> None:
+def test_squares_weigh_a_column_by_its_input(path: Path) -> None:
     name = "blk.2.ffn_up_exps.weight"
     with open_gguf(path) as file:
-        weights = file.read(name).reshape(-1).view(np.float32).reshape(16, -1)
-        expected = np.square(weights.astype(np.float64)).mean(axis=1)
-        sampled = measure_squares(path, name)
+        weights = file.read(name).reshape(-1).view(np.float32).reshape(16, -1, 224)
+        squares = np.square(weights.astype(np.float64)).mean(axis=1)
+        even = Moments(np.ones((16, 224)), np.ones(16))
+        sampled = measure_squares(path, name, even)
         assert sampled.shape == (16,)
-        np.testing.assert_allclose(sampled, expected, rtol=0.2)
-        assert np.corrcoef(sampled, expected)[0, 1] > 0.5
-        assert measure_squares(path, "output.weight").shape == (1,)
+        np.testing.assert_allclose(sampled, squares.mean(axis=1), rtol=1e-5)
+        sums = np.full((1, 224), 1e-9)
+        sums[0, 7] = 1.0  # of a plain matrix, the output, one column is used
+        used = measure_squares(path, "output.weight", Moments(sums, np.ones(1)))
+        output = file.read("output.weight").reshape(-1).view(np.float32).reshape(-1, 224)
+        np.testing.assert_allclose(used, np.square(output[::2, 7]).mean(), rtol=0.2)
 
 
 def test_windows_are_spread_over_the_text() -> None:
     tokens = list(range(256 * 10 + 3))
-    windows = choose_windows(tokens, 300)
+    windows = choose_windows(tokens, 400)
     assert [window[0] for window in windows] == [0, 3 * 256, 6 * 256]
     assert all(len(window) == 256 for window in windows)
     assert len(choose_windows(tokens, 10**6)) == 10
