@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
-from localcascade.cli.options import (
-    AsJson,
-    CacheType,
-    CpuExperts,
-    GpuLayers,
-    Mlock,
-    NoMmap,
-    Threads,
-    choose_loading,
-)
+from localcascade.cli.loading import Placement, spread_options
+from localcascade.cli.options import AsJson
 from localcascade.cli.units import format_bytes
 from localcascade.store import complete_model_name, find_model
 
@@ -52,6 +44,7 @@ class Row:
         return f"{kind} @ d{self.test.depth}" if self.test.depth else kind
 
 
+@spread_options
 def bench(
     model: Annotated[
         str,
@@ -76,12 +69,8 @@ def bench(
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", min=1, metavar="N", help="Runs of each test.")
     ] = 5,
-    kv: CacheType = "f16",
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    cpu_experts: CpuExperts = None,
-    mlock: Mlock = False,
-    no_mmap: NoMmap = False,
+    *,
+    placement: Placement,
     as_json: AsJson = False,
 ) -> None:
     """Measure how many tokens a second a model reads and writes.
@@ -106,8 +95,7 @@ def bench(
     batches = [n for n in parse_counts("-b", batch) if 0 < n <= MAX_BATCH]
     if not (tests and batches):
         raise console.UsageError("there is nothing to measure", "Give -p or -n, and a --batch.")
-    loading = choose_loading(kv, threads, gpu_layers, cpu_experts, mlock, no_mmap)
-    rows = list(measure(path, tests, batches, loading))
+    rows = list(measure(path, tests, batches, placement.engine_options))
     if as_json:
         print(json.dumps([describe_row(row) for row in rows], indent=2))
     else:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from localcascade.cli import console
-from localcascade.cli.options import Remote, RemoteKey
+from localcascade.cli.loading import Source, spread_options
 from localcascade.store import complete_model_name
 
-if TYPE_CHECKING:
-    pass
 
-
+@spread_options
 def chat(
     model: Annotated[
         str | None,
@@ -34,11 +32,8 @@ def chat(
     goes_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
     ] = False,
-    ctx: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Context in tokens, prompt and answer.")
-    ] = None,
-    remote: Remote = None,
-    remote_key: RemoteKey = None,
+    *,
+    source: Source,
 ) -> None:
     """Chat in the terminal.
 
@@ -53,18 +48,17 @@ def chat(
     localcascade chat --remote http://localhost:8080
     """
     _check_terminal()
-    from localcascade.cli.opening import Openings, Server
+    from localcascade.cli.opening import Openings
     from localcascade.cli.shelf import LocalShelf
     from localcascade.tui.app import ChatApp, Opening
 
-    server = Server(remote, remote_key, None if model == "-" else model) if remote else None
     first: Opening | None
-    with Openings.open(ctx, server) as openings:
+    with Openings.open(source) as openings:
         if session or goes_on:
             first = openings.resume(session, model)
         else:
             first = openings.begin(model) if model or openings.has_model else None
-        shelf = None if server else LocalShelf()
+        shelf = None if source.remote else LocalShelf()
         ChatApp(openings, first, openings.preferences, shelf).run()
 
 

@@ -81,7 +81,7 @@ def _ask(path: Path) -> Outcome:
         sampling=Sampling(temperature=0, max_tokens=MAX_TOKENS),
     )
     screen = Screen()
-    with open_engine(path, None, screen) as engine:
+    with open_engine(path, screen) as engine:
         info = engine.load()
         load = format_duration(info.load_s)
         _tell(f"3. Loaded by llama.cpp in {load} on {', '.join(info.devices)}, and asked:")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from localcascade.cli.logbook import identify_model
-from localcascade.cli.remote import make_remote_engine
+from localcascade.cli.remote import FIRST_MODEL, make_remote_engine
 from localcascade.errors import CascadeError, HistoryError, ModelNotFound
 from localcascade.history.records import ModelIdentity
 from localcascade.paths import find_data_folder
@@ -18,19 +18,10 @@ from quantize.closing import Closing
 
 if TYPE_CHECKING:
     from localcascade.chat.conversation import Conversation
+    from localcascade.cli.loading import Source
     from localcascade.history import History
     from localcascade.tui.app import Opening, Preferences
     from localcascade.tui.speaker import ChatEngine
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A model behind an OpenAI-compatible interface."""
-
-    url: str
-    key: str | None
-    model: str | None
-    """Name there; None is the one there is."""
 
 
 class Openings(Closing):
@@ -40,8 +31,7 @@ class Openings(Closing):
         history: None where it cannot be used.
         problem: Why not.
         settings: The user's.
-        ctx: Context in tokens.
-        server: Where the model is, if not here.
+        source: How models are loaded, or where they are.
     """
 
     def __init__(
@@ -49,30 +39,27 @@ class Openings(Closing):
         history: History | None,
         problem: str,
         settings: Settings,
-        ctx: int | None,
-        server: Server | None,
+        source: Source,
     ) -> None:
-        self._server = server
         self._history, self._problem = history, problem
-        self._settings, self._ctx = settings, ctx
+        self._settings, self._source = settings, source
         self._model = ""
         self._engine: tuple[ModelIdentity, ChatEngine] | None = None
 
     @classmethod
-    def open(cls, ctx: int | None, server: Server | None = None) -> Self:
+    def open(cls, source: Source) -> Self:
         """Open the history; a chat goes on without it, and says so.
 
         Args:
-            ctx: Context in tokens.
-            server: Where the model is, if not here.
+            source: How models are loaded, or where they are.
         """
         from localcascade.history import History
 
         settings = load_settings()
         try:
-            return cls(History.open(), "", settings, ctx, server)
+            return cls(History.open(), "", settings, source)
         except HistoryError as error:
-            return cls(None, f"Not kept: {error} {error.hint}".strip(), settings, ctx, server)
+            return cls(None, f"Not kept: {error} {error.hint}".strip(), settings, source)
 
     @property
     def preferences(self) -> Preferences:
@@ -132,8 +119,8 @@ class Openings(Closing):
 
     def _find(self, *names: str) -> ModelIdentity:
         """Find the first of some models; a name is as good as its file, unless that is gone."""
-        if self._server is not None:
-            return ModelIdentity(names[0] or "server", self._server.url)
+        if self._source.remote is not None:
+            return ModelIdentity(names[0], self._source.remote)
         for name in names[:-1]:
             with suppress(CascadeError):
                 find_model(name)
@@ -149,26 +136,28 @@ class Openings(Closing):
 
         if self._engine is None or self._engine[0] != identity:
             self._engine = identity, self._make_engine(identity)
-        return Opening(conversation, identity.name, self._engine[1], title, self._problem)
+        name = self._source.remote if identity.name == FIRST_MODEL else identity.name
+        return Opening(conversation, name or "", self._engine[1], title, self._problem)
 
     def _make_engine(self, identity: ModelIdentity) -> ChatEngine:
-        if self._server is not None:
-            server = self._server
-            return make_remote_engine(server.url, server.key, server.model)
+        source = self._source
+        if source.remote is not None:
+            name = None if identity.name == FIRST_MODEL else identity.name
+            return make_remote_engine(source.remote, source.remote_key, name)
         from localcascade.engine.client import Engine
         from localcascade.engine.wire import CHAT_OUTPUTS
 
         return Engine(
             Path(identity.file),
-            n_ctx=self._ctx,
             n_outputs=CHAT_OUTPUTS,
             session_folder=str(find_data_folder() / "states"),
+            **source.engine_options,
         )
 
     def _choose_model(self) -> str:
         """The present model, the settings', the last conversation's, or the only one there is."""
-        if self._server is not None:
-            return self._server.model or ""
+        if self._source.remote is not None:
+            return self._model or FIRST_MODEL
         last = self._history.find_last_session() if self._history is not None else None
         wanted = [self._model, self._settings.model, last.model.file if last else ""]
         for name in filter(None, wanted):
@@ -186,4 +175,4 @@ class Openings(Closing):
     @property
     def has_model(self) -> bool:
         """Whether there is any model to begin with."""
-        return self._server is not None or bool(list_installed())
+        return self._source.remote is not None or bool(list_installed())

@@ -11,19 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.loading import Source, spread_options
 from localcascade.cli.logbook import Logbook, identify_model
-from localcascade.cli.options import (
-    AsJson,
-    CacheType,
-    CpuExperts,
-    GpuLayers,
-    Mlock,
-    NoMmap,
-    Remote,
-    RemoteKey,
-    Threads,
-    choose_loading,
-)
+from localcascade.cli.options import AsJson
 from localcascade.cli.remote import identify_remote_model, open_remote_engine
 from localcascade.cli.stream import ChatEngine, Outcome, Screen, open_engine, play_turn
 from localcascade.store import complete_model_name, find_model, mark_used
@@ -36,6 +26,7 @@ if TYPE_CHECKING:
 _EXAMPLE = 'For example: localcascade run tiny "What is 12 + 30?"'
 
 
+@spread_options
 def run(
     model: Annotated[
         str,
@@ -84,18 +75,8 @@ def run(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A system message before the question.")
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Context in tokens, prompt and answer; what fits, to 32768."
-        ),
-    ] = None,
-    kv: CacheType = "f16",
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    cpu_experts: CpuExperts = None,
-    mlock: Mlock = False,
-    no_mmap: NoMmap = False,
+    *,
+    source: Source,
     goes_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last session.")
     ] = False,
@@ -106,8 +87,6 @@ def run(
     no_log: Annotated[
         bool, typer.Option("--no-log", help="Do not keep this turn in the history.")
     ] = False,
-    remote: Remote = None,
-    remote_key: RemoteKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model a question.
@@ -131,15 +110,10 @@ def run(
     asked = compose_messages(system, prompt, read_piped())
     prefix = choose_session(goes_on, session, system)
     screen = Screen(show_answer=not as_json, show_thinking=not (as_json or hide_thinking))
-    loading = choose_loading(kv, threads, gpu_layers, cpu_experts, mlock, no_mmap)
-    if remote is not None and (ctx is not None or loading):
-        raise console.UsageError(
-            "--remote: the server chooses its context and how it loads", "Leave such options out."
-        )
     opened = (
-        _open_file(find_model(model), model, ctx, screen, loading)
-        if remote is None
-        else _open_server(remote, remote_key, model)
+        _open_file(find_model(model), model, screen, source)
+        if source.remote is None
+        else _open_server(source.remote, source.remote_key, model)
     )
     with Logbook.open(prefix, keeps=not no_log) as logbook:
         request = ChatRequest(
@@ -239,10 +213,10 @@ def describe_outcome(model: str, outcome: Outcome) -> dict[str, Any]:
 
 @contextmanager
 def _open_file(
-    path: Path, model: str, ctx: int | None, screen: Screen, loading: dict[str, Any]
+    path: Path, model: str, screen: Screen, source: Source
 ) -> Iterator[tuple[ChatEngine, ModelIdentity]]:
     mark_used(path)
-    with open_engine(path, ctx, screen, **loading) as engine:
+    with open_engine(path, screen, **source.engine_options) as engine:
         yield engine, identify_model(model, path)
 
 

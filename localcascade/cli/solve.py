@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
-from localcascade.cli.options import AsJson, Remote, RemoteKey
+from localcascade.cli.loading import Source, spread_options
+from localcascade.cli.options import AsJson
 from localcascade.cli.remote import FIRST_MODEL, open_remote_engine
 from localcascade.cli.run import read_piped
 from localcascade.cli.stream import Screen, open_engine
@@ -39,6 +40,7 @@ FILE_ENDINGS = (".txt", ".md", ".jsonl")
 _EXAMPLE = 'For example: localcascade solve "What is 12 * 30?" --model tiny'
 
 
+@spread_options
 def solve(
     problem: Annotated[
         str | None,
@@ -78,20 +80,16 @@ def solve(
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Of the first chain; others count on.")
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Context in tokens, for all that run at once."),
-    ] = None,
-    remote: Remote = None,
-    remote_key: RemoteKey = None,
+    *,
+    source: Source,
     as_json: AsJson = False,
 ) -> None:
     """Solve problems by the vote of several chains of thought.
 
-    The chains share the prompt and run at once. Equal answers are counted as one however they
-    are written: 1,000 and 1e3, 1/2 and 0.5, (B) and B; with SymPy installed, x(x+1) and x^2+x
-    too. Chains that cannot change the outcome are stopped. The answer goes to stdout, one line
-    a problem; how many agree, to stderr.
+    The chains share the prompt and the context, and run at once. Equal answers are counted as one
+    however they are written: 1,000 and 1e3, 1/2 and 0.5, (B) and B; with SymPy installed, x(x+1)
+    and x^2+x too. Chains that cannot change the outcome are stopped. The answer goes to stdout,
+    one line a problem; how many agree, to stderr.
 
     \b
     localcascade solve "What is 347 + 586?" --model tiny --samples 5
@@ -100,18 +98,16 @@ def solve(
     """
     from localcascade.maths.algebra import Algebra
 
-    if remote is not None and ctx is not None:
-        raise console.UsageError("--remote: the server chooses its context", "Leave --ctx out.")
     problems = gather_problems(problem, read_piped())
     screen = Screen(show_answer=False, show_thinking=False)
     wanted = _Wanted(samples, budget, temperature, seed, stops_early=not all_chains)
-    name = model or (FIRST_MODEL if remote else _find_default_model())
+    name = model or (FIRST_MODEL if source.remote else _find_default_model())
     told: list[dict[str, Any]] = []
     try:
         engine = (
-            open_remote_engine(remote, remote_key, name)
-            if remote is not None
-            else _open_file(name, ctx, min(parallel, samples), budget, screen)
+            open_remote_engine(source.remote, source.remote_key, name)
+            if source.remote is not None
+            else _open_file(name, source, min(parallel, samples), budget, screen)
         )
         with engine, Algebra() as algebra:
             for number, each in enumerate(problems, 1):
@@ -189,12 +185,13 @@ def _read_file(file: Path) -> list[Problem]:
 
 
 def _open_file(
-    name: str, ctx: int | None, n_parallel: int, budget: int | None, screen: Screen
+    name: str, source: Source, n_parallel: int, budget: int | None, screen: Screen
 ) -> Engine:
     path = find_model(name)
     mark_used(path)
     n_chain = max(CHAIN_TOKENS, budget + ANSWER_TOKENS) if budget else CHAIN_TOKENS
-    return open_engine(path, ctx or n_parallel * n_chain, screen, n_parallel=n_parallel)
+    options = {"n_ctx": n_parallel * n_chain, "n_parallel": n_parallel, **source.engine_options}
+    return open_engine(path, screen, **options)
 
 
 def _find_default_model() -> str:
@@ -214,11 +211,12 @@ def _solve(
 ) -> dict[str, Any]:
     """Solve one problem, with the standing on the waiting line."""
     from localcascade.chat.solving import solve_problem
+    from localcascade.maths.check import compare_formulas
 
     told_s = 0.0
 
     def is_same(one: str, other: str) -> bool:
-        return compare_formulas(algebra, one, other)
+        return compare_formulas(one, other, algebra) is True
 
     def tell(standing: Standing) -> None:
         nonlocal told_s
@@ -232,17 +230,6 @@ def _solve(
     finally:
         screen.show_status("")
     return describe_solution(problem, solution, is_same)
-
-
-def compare_formulas(algebra: Algebra, one: str, other: str) -> bool:
-    """Say whether two formulas in LaTeX are known to be equal."""
-    from localcascade.maths.expressions import parse_expression
-    from localcascade.maths.lexemes import Unreadable
-
-    try:
-        return algebra.compare(parse_expression(one), parse_expression(other)) is True
-    except Unreadable:
-        return False
 
 
 def describe_standing(standing: Standing) -> str:

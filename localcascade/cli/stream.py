@@ -129,14 +129,13 @@ class Screen:
         return f"\x1b[2m{text}\x1b[0m" if self._dim and text else text
 
 
-def open_engine(path: Path, ctx: int | None, screen: Screen, **options: Any) -> Engine:
+def open_engine(path: Path, screen: Screen, **options: Any) -> Engine:
     """Load a model, with the share done on the waiting line.
 
     Args:
         path: GGUF file.
-        ctx: Context in tokens; None leaves it to the engine.
         screen: Where the line is.
-        **options: Any other of Engine's.
+        **options: Of Engine.
 
     Returns:
         The engine, to be closed by the caller.
@@ -147,7 +146,7 @@ def open_engine(path: Path, ctx: int | None, screen: Screen, **options: Any) -> 
     from localcascade.engine.client import Engine
     from localcascade.engine.wire import CHAT_OUTPUTS
 
-    engine = Engine(path, n_ctx=ctx, **{"n_outputs": CHAT_OUTPUTS, **options})
+    engine = Engine(path, **{"n_outputs": CHAT_OUTPUTS, **options})
     try:
         engine.load(lambda _stage, done, _total: screen.show_status(f"Loading: {done} %"))
     except BaseException:

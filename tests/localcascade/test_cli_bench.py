@@ -10,7 +10,6 @@ import pytest
 from localcascade.cli.app import run_arguments
 from localcascade.cli.bench import Row, describe_row, make_tests, parse_counts
 from localcascade.cli.console import ExitCode, UsageError
-from localcascade.cli.options import choose_loading
 from localcascade.engine.wire import Measurement, SpeedTest
 from tests.localcascade.models import write_model
 
@@ -35,18 +34,6 @@ def test_a_row_is_the_mean_of_the_rates_and_their_spread() -> None:
 def test_no_counts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no numbers"):
         parse_counts("-p", text)
-
-
-def test_only_what_differs_from_the_default_is_said_to_the_engine() -> None:
-    assert choose_loading() == {}
-    assert choose_loading("q8_0", 3, 0, 0, mlock=True, no_mmap=True) == {
-        "cache_type": "q8_0",
-        "n_threads": 3,
-        "n_gpu_layers": 0,
-        "n_cpu_expert_layers": 0,
-        "use_mlock": True,
-        "use_mmap": False,
-    }
 
 
 @pytest.mark.usefixtures("home")
