@@ -54,6 +54,8 @@ GEOMETRY = CONFIG | {
     "tie_word_embeddings": False,
 }
 PADDED, TRIMMED = 2816, 1792
+PROPORTIONS = "MEMEM*EME"
+"""Of 23 Mamba-2, 23 MoE and 6 attention layers, in nine."""
 LIMIT_MIB = 4096
 
 
@@ -118,6 +120,22 @@ def run_alone(call: Callable[..., T], *arguments: object, **options: object) -> 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(call, *arguments, **options).result()
+
+
+def write_layers(path: Path, pattern: str = PROPORTIONS, n_experts: int = 16) -> None:
+    """Write a file of a few layers, random weights in q4_0, for a bench that needs it to be quick.
+
+    The pattern has the layers of the real model in its proportions. A token takes 6 experts of 16
+    as it would of 128, so that what it costs is the same.
+    """
+    config = GEOMETRY | {"hybrid_override_pattern": pattern, "n_routed_experts": n_experts}
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        source = Path(temporary) / "model"
+        run_alone(write_checkpoint, source, config)
+        fill_vocabulary(source)
+        with open_checkpoint(source) as checkpoint:
+            choices, _ = choose_uniformly(checkpoint, type_named("q4_0"), fallback=None, pad=False)
+        run_alone(quantize_checkpoint, source, path, choices=choices)
 
 
 def answer(path: Path, n_tokens: int = 8) -> tuple[float, float]:

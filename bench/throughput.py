@@ -9,9 +9,8 @@ where the client's own work overlaps with the computing. Goals: 150 and 300.
 
 `aggregate`: eight requests at once against llama-server with eight slots, on the same libraries;
 every prompt is new, for a cache would answer. On the bundled tiny model, or with --real on layers
-of the 30 B model's exact shapes (16 experts of 128, 131072 tokens, random weights in q4_0; the file
-takes minutes to make). Goal: 0.95 of its tokens a second. Alternating pairs; medians go to
-bench/results/throughput_*.csv.
+of the 30 B model's exact shapes (bench/geometry.py, write_layers; the file takes a minute to make).
+Goal: 0.95 of its tokens a second. Alternating pairs; medians go to bench/results/throughput_*.csv.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the tests hold the small models
 
+from geometry import write_layers  # noqa: E402
 from llama_bench import write_tiny  # noqa: E402
 from llama_server import serve, stream  # noqa: E402
 
@@ -199,25 +199,6 @@ def compare_aggregate(path: Path, n_tokens: int, n_pairs: int, n_threads: int) -
     ]  # fmt: skip
 
 
-def write_real(folder: Path) -> Path:
-    """Write a few layers of the real shapes, with random weights."""
-    from convert import write_checkpoint
-    from geometry import GEOMETRY, fill_vocabulary, run_alone
-
-    from quantize.convert import choose_uniformly, quantize_checkpoint
-    from quantize.ggml import type_named
-    from quantize.safetensors import open_checkpoint
-
-    source, path = folder / "model", folder / "real.gguf"
-    config = GEOMETRY | {"hybrid_override_pattern": "ME*E", "n_routed_experts": 16}
-    run_alone(write_checkpoint, source, config)
-    fill_vocabulary(source)
-    with open_checkpoint(source) as checkpoint:
-        choices, _ = choose_uniformly(checkpoint, type_named("q4_0"), fallback=None, pad=False)
-    run_alone(quantize_checkpoint, source, path, choices=choices)
-    return path
-
-
 def main() -> None:
     """Measure one of the two, print and store."""
     parser = argparse.ArgumentParser(
@@ -236,7 +217,8 @@ def main() -> None:
         head = "machine model threads tokens pairs ours_tokens_s llama_server_tokens_s ratio"
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            path = write_real(folder) if options.real else write_tiny(folder / "tiny.gguf")
+            path = folder / ("real.gguf" if options.real else "tiny.gguf")
+            write_layers(path) if options.real else write_tiny(path)
             counts = (options.tokens or 64, options.pairs, options.threads)
             rows, name = [compare_aggregate(path, *counts)], f"aggregate_{path.stem}"
     with (ROOT / "bench" / "results" / f"throughput_{name}.csv").open("w", newline="") as file:

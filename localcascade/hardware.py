@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 Vendor = Literal["NVIDIA", "AMD", "Apple"]
+HOARD_BYTES = 1 << 30
+"""A program that holds less is in nobody's way."""
 
 _TIMEOUT_S = 5.0
 _AMD_VENDOR_ID = 4098
@@ -47,6 +49,13 @@ class MemoryHolder:
     held_bytes: int
     is_gpu: bool
     """Of a GPU's memory; else of main memory."""
+
+    def describe(self) -> str:
+        """Say in words how much of what it holds."""
+        where = "a GPU's memory" if self.is_gpu else "main memory"
+        return (
+            f"{self.name} (process {self.pid}) holds {self.held_bytes / 2**30:.2f} GiB of {where}"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,40 @@ def count_cores() -> Cores:
     return Cores(max(n_cores - n_slow, 0), min(n_slow, n_cores))
 
 
+def count_usable_cores() -> int:
+    """Count the fast physical cores that this process may use; at least 1.
+
+    One thread on each is what a matrix product wants: a slow core keeps the others waiting, and
+    so does a thread that has to wait for its turn.
+    """
+    counts = [count_cores().performance, os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):
+        counts.append(len(os.sched_getaffinity(0)))
+    quota = parse_cpu_quota(_read_text(Path("/sys/fs/cgroup/cpu.max")))
+    return max(1, min([*counts, *([] if quota is None else [quota])]))
+
+
+def parse_cpu_quota(text: str) -> int | None:
+    """Read a cgroup's cpu.max, which holds microseconds of computing and of the clock.
+
+    Returns:
+        Processors that may be busy at once, rounded up; None for "max" and for an absent file.
+    """
+    quota, _, period = text.strip().partition(" ")
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):
+        return None
+    return -(-int(quota) // int(period))
+
+
 def count_cpu_list(text: str) -> int:
     """Count the processors of a list as the kernel writes it: "0-3,8"."""
     ranges = (part.partition("-") for part in text.strip().split(",") if part)
     return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+
+def list_hoarders() -> tuple[MemoryHolder, ...]:
+    """List the other programs that are in the way of a model: those that hold 1 GiB or more."""
+    return tuple(h for h in find_memory_holders() if h.held_bytes >= HOARD_BYTES)
 
 
 def find_memory_holders(limit: int = 3) -> tuple[MemoryHolder, ...]:

@@ -11,7 +11,6 @@ import typer
 
 from localcascade.cli import console
 from localcascade.cli.options import AsJson
-from localcascade.cli.ps import MIN_HELD_BYTES, word_holder
 from localcascade.cli.units import parse_size
 from localcascade.errors import EngineDied, ModelNotFound
 from localcascade.store import complete_model_name, list_parts
@@ -230,17 +229,10 @@ def _find_own_machine(host: Device) -> Machine:
 
 def _explain_holders(shape: ModelShape, machine: Machine, wishes: Wishes) -> None:
     """Say who holds the memory, if the model would fit an idle machine."""
-    from dataclasses import replace
-
     from localcascade import fit, hardware
 
-    idle = fit.Machine(
-        tuple(replace(gpu, free_bytes=gpu.total_bytes) for gpu in machine.gpus),
-        replace(machine.host, free_bytes=machine.host.total_bytes),
-    )
-    if idle == machine or not fit.plan(shape, idle, wishes).fits:
+    if machine.idle == machine or not fit.plan(shape, machine.idle, wishes).fits:
         return
     console.print_note("it would fit if other programs held no memory")
-    for holder in hardware.find_memory_holders():
-        if holder.held_bytes >= MIN_HELD_BYTES:
-            console.print_note(word_holder(holder))
+    for holder in hardware.list_hoarders():
+        console.print_note(holder.describe())

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from localcascade.engine.running import RunningEngine
-    from localcascade.hardware import MemoryHolder
-
-MIN_HELD_BYTES = 1 << 30
-"""Another program that holds less is in nobody's way."""
 
 
 def ps(
@@ -39,11 +35,7 @@ def ps(
 
     engines = list_engines()
     pids = {engine.pid for engine in engines}
-    others = [
-        holder
-        for holder in hardware.find_memory_holders()
-        if holder.pid not in pids and holder.held_bytes >= MIN_HELD_BYTES
-    ]
+    others = [holder for holder in hardware.list_hoarders() if holder.pid not in pids]
     if as_json:
         console.print_json(
             {"engines": list(map(describe_engine, engines)), "others": list(map(asdict, others))}
@@ -54,7 +46,7 @@ def ps(
     else:
         print("No model runs.", file=sys.stderr)
     for holder in others:
-        console.print_note(word_holder(holder))
+        console.print_note(holder.describe())
 
 
 def describe_engine(engine: RunningEngine) -> dict[str, Any]:
@@ -68,14 +60,6 @@ def describe_engine(engine: RunningEngine) -> dict[str, Any]:
         "context": engine.n_ctx,
         "since": format_moment(engine.started_s),
     }
-
-
-def word_holder(holder: MemoryHolder) -> str:
-    """Put into words how much another program holds."""
-    where = "a GPU's memory" if holder.is_gpu else "main memory"
-    return (
-        f"{holder.name} (process {holder.pid}) holds {format_bytes(holder.held_bytes)} of {where}"
-    )
 
 
 def _draw_engines(engines: list[RunningEngine]) -> Table:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate, chain
 
 from localcascade.engine.model import LEAST_TOKENS, Model
 from localcascade.engine.vocabulary import Vocabulary
@@ -71,12 +72,14 @@ class Composer:
         segments = self._render(request)
         places = {*self._find_places(request, segments)}
         on_stage("tokenize")
-        tokens = self.tokenize(segments)
+        parts = [self._cut(segment) for segment in segments]
+        tokens = tuple(chain.from_iterable(parts))
         if len(tokens) > self._model.info.n_ctx:
             sizes = count_message_tokens(self._vocabulary, request.messages)
             raise ContextFull(len(tokens), self._model.info.n_ctx, sizes)
         # The last token is read anew even if the same is asked again, for the logits after it.
-        found = {min(len(self.tokenize(segments[:n])), len(tokens) - 1) for n in places}
+        ends = [0, *accumulate(map(len, parts))]
+        found = {min(ends[n], len(tokens) - 1) for n in places}
         grammar = self._choose_grammar(request)
         return Prompt(request, tokens, opens_thinking(segments), thin_out(found), grammar)
 
@@ -104,7 +107,7 @@ class Composer:
 
     def tokenize(self, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Cut a rendered prompt into tokens, each segment on its own."""
-        return tuple(token for segment in segments for token in self._cut(segment))
+        return tuple(chain.from_iterable(map(self._cut, segments)))
 
     def _cut_segment(self, segment: Segment) -> tuple[int, ...]:
         return tuple(self._vocabulary.tokenize_segment(segment))

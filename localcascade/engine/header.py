@@ -66,6 +66,9 @@ LAYERED = ("attention.head_count", "attention.head_count_kv", "feed_forward_leng
 TOKENIZERS = ("gpt2", "llama", "gemma4", "t5", "bert", "plamo2")
 """Kinds of vocabulary; a further one, rwkv, belongs to architectures of that name."""
 MAX_TOKENS = 2**21
+MAX_SQUARED_LETTERS = 2**27
+"""Over all tokens; the largest vocabularies have 18 million. For each letter of a token that stands
+for no byte, llama.cpp writes out the whole token: one of 300,000 letters takes a minute."""
 TOKEN_TYPES = range(7)
 BYTE_TYPE = 6
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -184,6 +187,10 @@ def _read_tokens(file: GGUFFile, architecture: str) -> list[str]:
     if len(array) > MAX_TOKENS:
         raise _refuse(file, key, f"has {len(array)} entries, more than {MAX_TOKENS}")
     tokens = list(array)
+    if sum(len(token) ** 2 for token in tokens) > MAX_SQUARED_LETTERS:
+        raise _refuse(
+            file, key, f"has tokens too long to read, up to {max(map(len, tokens))} letters"
+        )
     named = set(tokens) - {""}
     if len(named) + tokens.count("") != len(tokens):
         ((twice, _),) = Counter(filter(None, tokens)).most_common(1)

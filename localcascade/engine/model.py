@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from localcascade.engine import _llama
 from localcascade.engine.collector import Collector
 from localcascade.engine.planning import (
@@ -23,6 +21,7 @@ from localcascade.engine.vocabulary import Vocabulary
 from localcascade.engine.wire import LoadOptions, ModelInfo
 from localcascade.errors import ModelFileError, NativeError
 from localcascade.fit import DEFAULT_N_CTX, Plan
+from localcascade.hardware import count_usable_cores
 
 LEAST_TOKENS = 32
 """What is read again in no time is worth no checkpoint: one of the 30 B model takes 48 MiB, and
@@ -118,7 +117,7 @@ def choose_context(
     return _llama.ContextOptions(
         n_ctx=options.n_ctx or fitting,
         n_batch=count_batch(options),
-        n_threads=options.n_threads or count_threads(),
+        n_threads=options.n_threads or count_usable_cores(),
         n_sequences=count_sequences(options),
         cache_type=options.cache_type,
         flash_attention=options.flash_attention,
@@ -131,14 +130,6 @@ def choose_checkpoint_bytes(options: LoadOptions, planned: Plan | None) -> int:
     if options.checkpoint_bytes is not None:
         return options.checkpoint_bytes
     return planned.uses[-1].checkpoint_bytes if planned else CHECKPOINT_BUDGETS_BYTES[0]
-
-
-def count_threads() -> int:
-    """Count the physical cores that this process may use: more threads make ggml slower."""
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, min(physical, len(os.sched_getaffinity(0))))
-    return physical
 
 
 def choose_gpu_layers(options: LoadOptions, planned: Plan | None) -> int:

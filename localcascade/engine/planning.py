@@ -12,7 +12,7 @@ from pathlib import Path
 from localcascade.engine import _llama
 from localcascade.engine.backends import make_machine
 from localcascade.engine.wire import LoadOptions
-from localcascade.errors import ModelFileError
+from localcascade.errors import ModelFileError, OutOfBudget
 from localcascade.fit import (
     DEFAULT_N_CTX,
     Machine,
@@ -23,7 +23,7 @@ from localcascade.fit import (
     plan,
     read_file_shape,
 )
-from localcascade.hardware import read_memory
+from localcascade.hardware import list_hoarders, read_memory
 from localcascade.store import list_parts
 from quantize.errors import QuantizeError
 from quantize.gguf import open_gguf
@@ -50,7 +50,7 @@ def plan_load(path: Path, options: LoadOptions, devices: Iterable[_llama.Device]
         may know all the same.
 
     Raises:
-        OutOfBudget: It does not fit; tells what would.
+        OutOfBudget: It does not fit; tells what would, and who holds the memory if that is why.
         ValueError: The options make no sense for this model.
     """
     try:
@@ -59,7 +59,19 @@ def plan_load(path: Path, options: LoadOptions, devices: Iterable[_llama.Device]
             shape = read_file_shape(*files)
     except (ModelFileError, QuantizeError):
         return None
-    return check_fit(choose_plan(shape, make_machine(devices, read_memory()), options))
+    machine = make_machine(devices, read_memory())
+    try:
+        return check_fit(choose_plan(shape, machine, options))
+    except OutOfBudget as refused:
+        if choose_plan(shape, machine.idle, options).fits:
+            refused.hint += name_hoarders()
+        raise
+
+
+def name_hoarders() -> str:
+    """Say which programs are in the way of a model that would fit if nobody held any memory."""
+    held = "; ".join(holder.describe() for holder in list_hoarders())
+    return f" It would fit if other programs held no memory{': ' if held else ''}{held}."
 
 
 def choose_plan(shape: ModelShape, machine: Machine, options: LoadOptions) -> Plan:

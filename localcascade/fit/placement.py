@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -47,6 +47,12 @@ class Machine:
     """In llama.cpp's order."""
     host: Device
     """The main memory."""
+
+    @property
+    def idle(self) -> Machine:
+        """The same machine if nobody used it."""
+        cards = (replace(gpu, free_bytes=gpu.total_bytes) for gpu in self.gpus)
+        return Machine(tuple(cards), replace(self.host, free_bytes=self.host.total_bytes))
 
 
 @dataclass(frozen=True, slots=True)

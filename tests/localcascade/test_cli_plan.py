@@ -152,7 +152,7 @@ def test_another_program_that_holds_the_memory_is_named(
     monkeypatch.setattr(hardware, "read_memory", lambda: memory)
     monkeypatch.setattr(hardware, "find_memory_holders", lambda: (holder,))
     assert run_arguments(["plan", "nemotron-cascade-2", "--vram", "0"]) == 4
-    assert "blender (process 4711) holds 50.0 GiB of main memory" in capsys.readouterr().err
+    assert "blender (process 4711) holds 50.00 GiB of main memory" in capsys.readouterr().err
 
 
 def test_parts_of_a_split_model() -> None:

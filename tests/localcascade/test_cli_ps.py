@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from localcascade.cli.app import run_arguments
-from localcascade.cli.ps import word_holder
 from localcascade.engine.client import Engine
 from localcascade.engine.running import announce_engine, find_engines_folder, list_engines
 from localcascade.hardware import MemoryHolder
@@ -78,4 +77,4 @@ def test_a_damaged_file_is_dropped(home: Path, text: str) -> None:
 
 def test_a_holder_in_words() -> None:
     holder = MemoryHolder(12, "python", 3 << 30, is_gpu=True)
-    assert word_holder(holder) == "python (process 12) holds 3.00 GiB of a GPU's memory"
+    assert holder.describe() == "python (process 12) holds 3.00 GiB of a GPU's memory"

@@ -125,6 +125,10 @@ def repeat_token(parts: Parts) -> None:
     items[70] = items[71]
 
 
+def swell_token(parts: Parts) -> None:
+    find_entry(parts, "tokenizer.ggml.tokens").items[70] = b"{ " * 6000
+
+
 def call_letter_a_byte(parts: Parts) -> None:
     find_entry(parts, "tokenizer.ggml.token_type").items[65] = (6).to_bytes(4, "little")
 
@@ -188,6 +192,7 @@ SPOILED = (
     (forget_the_groups, r"ssm\.group_count is missing"),
     (split_groups_unevenly, r"ssm\.group_count is 3, which contradicts the rest"),
     (repeat_token, r"tokenizer\.ggml\.tokens has the token .* twice"),
+    (swell_token, r"tokenizer\.ggml\.tokens has tokens too long to read, up to 12000 letters"),
     (call_letter_a_byte, r"tokenizer\.ggml\.token_type calls .* a byte"),
     (invent_token_type, r"tokenizer\.ggml\.token_type holds 99"),
     (claim_sentencepiece, "tokens lacks the token <0x"),
@@ -219,7 +224,10 @@ def test_llama_cpp_takes_none_of_them(tmp_path: Path) -> None:
     program = "import sys; from tests.localcascade.bare import BareModel as B; from pathlib import"
     program += " Path; m = B(Path(sys.argv[1])); assert m.model and m.context; m.step(65)"
     strict = {call_letter_a_byte, invent_token_type, claim_sentencepiece, claim_rwkv}
-    strict |= {swell_template}  # harm is done later, when a text is read or a prompt is written
+    strict |= {
+        swell_template,
+        swell_token,
+    }  # harm is done later, when a text is read or a prompt is written
     for number, (change, _) in enumerate(sample(SPOILED, 4)):
         path = spoil(tmp_path / f"{number}.gguf", change)
         done = subprocess.run([sys.executable, "-c", program, path], capture_output=True)

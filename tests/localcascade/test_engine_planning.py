@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localcascade.engine import _llama
+from localcascade.engine import _llama, planning
 from localcascade.engine.client import Engine
-from localcascade.engine.planning import choose_plan, count_outputs, make_wishes
+from localcascade.engine.planning import choose_plan, count_outputs, make_wishes, plan_load
 from localcascade.engine.wire import LoadOptions
 from localcascade.errors import OutOfBudget
 from localcascade.fit import Device, Machine, ModelShape, read_file_shape
+from localcascade.hardware import Memory, MemoryHolder
 from quantize.gguf import open_gguf
 from tests.localcascade import reserved
 from tests.localcascade.local_engine import load
@@ -85,6 +86,20 @@ def test_a_context_that_fits_no_memory_is_refused_with_what_would(tmp_path: Path
     # One layer has keys and values: 2 x 160 numbers of 2 bytes for each token.
     assert refused.value.need_bytes > (2**31 - 1) * 2 * 160 * 2 > refused.value.have_bytes
     assert "--ctx" in refused.value.hint
+
+
+def test_who_holds_the_memory_is_named_if_that_is_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_model(tmp_path / "m.gguf", hybrid=True)
+    holder = MemoryHolder(4711, "blender", 50 * GIB, is_gpu=False)
+    monkeypatch.setattr(planning, "list_hoarders", lambda: (holder,))
+    for total_bytes, is_named in ((64 * GIB, True), (GIB // 4, False)):
+        memory = Memory(total_bytes, GIB // 4)
+        monkeypatch.setattr(planning, "read_memory", lambda memory=memory: memory)
+        with pytest.raises(OutOfBudget) as refused:
+            plan_load(path, LoadOptions(n_ctx=4096), [])
+        assert ("blender (process 4711) holds 50.00 GiB" in refused.value.hint) == is_named
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:

@@ -191,6 +191,30 @@ def test_kinds_of_cores_are_all_cores() -> None:
     assert cores.performance + cores.efficiency == hardware.count_physical_cores()
 
 
+def test_a_quota_of_processors_is_rounded_up() -> None:
+    assert hardware.parse_cpu_quota("150000 100000\n") == 2
+    assert hardware.parse_cpu_quota("50000 100000") == 1
+    assert [hardware.parse_cpu_quota(text) for text in ("max 100000\n", "", "5 0")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "expected"),
+    [
+        (hardware.Cores(4, 8), "max 100000", 4),
+        (hardware.Cores(32, 0), "300000 100000", 3),
+        (hardware.Cores(0, 4), "", 1),
+    ],
+)
+def test_only_fast_cores_that_may_be_used_count(
+    monkeypatch: pytest.MonkeyPatch, cores: hardware.Cores, quota: str, expected: int
+) -> None:
+    monkeypatch.setattr(hardware, "count_cores", lambda: cores)
+    monkeypatch.setattr(hardware, "_read_text", lambda path: quota)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert hardware.count_usable_cores() == expected
+
+
 # nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv,noheader,nounits
 COMPUTE_APPS = "2291, /usr/bin/python3.11, 20480\n311, C:\\\\x, [N/A]\n99, /opt/a, b/blender, 512\n"
 
@@ -200,6 +224,12 @@ def test_programs_on_a_gpu_are_listed() -> None:
     assert (first.pid, first.name, first.held_bytes) == (2291, "python3.11", 20 << 30)
     assert (second.pid, second.name, second.held_bytes) == (99, "blender", 512 << 20)
     assert first.is_gpu
+
+
+def test_small_holders_are_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (hardware.MemoryHolder(n, "x", n << 28, False) for n in (3, 4))
+    monkeypatch.setattr(hardware, "find_memory_holders", lambda: (large, small))
+    assert hardware.list_hoarders() == (large,)
 
 
 def test_this_process_is_not_among_those_that_hold_memory() -> None:
