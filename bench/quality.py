@@ -7,7 +7,8 @@ is the limit for both sides. Both get the same importance matrix. Llama.cpp's si
 all its recipes and of mixes of types by group (stock_quantizer.py). Ours is what `quantize --size`
 chooses with everything that `calibrate` collects. Then each idea is left out in turn, at the same
 size, and the same tokens are scored: the difference to our file is that of each token, averaged,
-so its error counts only what the idea changes. Two ideas are for what `tiny` does not have, rare
+so its error counts only what the idea changes, and the ratio is the geometric mean of the tokens'
+ratios. Two ideas are for what `tiny` does not have, rare
 experts and neurons that are missed: shrinkage is also left out where the calibration text is
 SCARCE_CHATS long, and the refit where experts are trimmed hard, all else in f32. Calibrated on one
 set of invented chats and measured on another, as the model's template writes them; divergence from
@@ -80,7 +81,10 @@ SCARCE_BITS = (2.25, 2.6, 3.1)
 TRIMMED = (256, 192, 128)
 """Neurons that experts keep, of 288, where trimming is measured on its own."""
 COLUMNS = ("bits", "limit_bytes", "side", "file_bytes", "mean_kl", "error", "same_top1",
-           "expected_kl", "difference", "difference_error", "recipe")  # fmt: skip
+           "expected_kl", "difference", "difference_error", "token_ratio", "ratio_error",
+           "recipe")  # fmt: skip
+LEAST_KL = 1e-6
+"""Nats added to each token's divergence before ratios are taken: rounding makes as much."""
 
 UNPADDED = {"quantize.allocate._round_up": lambda width: width}
 PATCHES: Mapping[str, Mapping[str, Any]] = {
@@ -265,8 +269,8 @@ class Ablation:
             row, scores = self._make(idea, side)
         except QuantizeError as error:
             limit = self.bench.measure_limit(self.bits)
-            return (self.bits, limit, side, *[""] * 7, type(error).__name__)
-        return (*row[:-3], *compare_scores(scores, self.ours[1]), row[-1])
+            return (self.bits, limit, side, *[""] * 9, type(error).__name__)
+        return (*row[:-5], *compare_scores(scores, self.ours[1]), row[-1])
 
     def _make(self, idea: str, side: str) -> tuple[Row, TokenScores]:
         limit = self.bench.measure_limit(self.bits)
@@ -274,7 +278,7 @@ class Ablation:
         scores = self.bench.judge.score(path)
         head = (self.bits, limit, side, path.stat().st_size, *describe_scores(scores))
         types = describe_types(found.choices)
-        return (*head, round(found.expected_kl, 6), "", "", types), scores
+        return (*head, round(found.expected_kl, 6), *[""] * 4, types), scores
 
 
 def describe_scores(scores: TokenScores) -> tuple[float, float, float]:
@@ -284,11 +288,21 @@ def describe_scores(scores: TokenScores) -> tuple[float, float, float]:
     return round(kl.value, 6), round(kl.error, 6), round(figures.same_top1.value, 4)
 
 
-def compare_scores(scores: TokenScores, base: TokenScores) -> tuple[float, float]:
-    """By how much the divergence is larger, with its standard error: of the tokens' differences."""
+def compare_scores(scores: TokenScores, base: TokenScores) -> tuple[float, ...]:
+    """Compare token by token: by how much the divergence is larger, and how many times.
+
+    The mean is that of a few tokens on which much goes wrong; the ratio, a geometric mean, is that
+    of all others.
+
+    Returns:
+        Mean of the differences, the geometric mean of the ratios, each before its standard error.
+    """
     differences = scores.kl - base.kl
-    error = differences.std(ddof=1) / len(differences) ** 0.5
-    return round(float(differences.mean()), 6), round(float(error), 6)
+    logs = np.log((scores.kl + LEAST_KL) / (base.kl + LEAST_KL))
+    errors = [values.std(ddof=1) / len(values) ** 0.5 for values in (differences, logs)]
+    ratio = float(np.exp(logs.mean()))
+    found = (differences.mean(), errors[0], ratio, ratio * errors[1])
+    return tuple(round(float(value), 6) for value in found)
 
 
 def describe_types(choices: Choices) -> str:
@@ -304,9 +318,9 @@ def measure_stock(stock: StockQuantizer, bench: Bench, bits: float) -> Row:
     limit = bench.measure_limit(bits)
     best = stock.find_best(limit)
     if best is None:
-        return (bits, limit, "llama-quantize", *[""] * 7, f"none: {stock.least_bytes}")
+        return (bits, limit, "llama-quantize", *[""] * 9, f"none: {stock.least_bytes}")
     kl = round(best.mean_kl, 6)
-    return (bits, limit, "llama-quantize", best.file_bytes, kl, *[""] * 5, best.recipe)
+    return (bits, limit, "llama-quantize", best.file_bytes, kl, *[""] * 7, best.recipe)
 
 
 def measure_trims(bench: Bench) -> Iterator[Row]:
@@ -321,7 +335,7 @@ def measure_trims(bench: Bench) -> Iterator[Row]:
             path = bench.write_file(found, Transforms(refit=refit), bench.importance)
             scores[refit] = bench.judge.score(path)
             side = f"f32 trimmed to {n_kept}" + ("" if refit else " without refit")
-            gain = ("", "") if refit else compare_scores(scores[False], scores[True])
+            gain = ("",) * 4 if refit else compare_scores(scores[False], scores[True])
             yield ("", "", side, path.stat().st_size, *describe_scores(scores[refit]),
                    round(found.expected_kl, 6), *gain, describe_types(choices))  # fmt: skip
 
@@ -375,8 +389,7 @@ def main() -> None:
         for row in measure(Path(folder), given.binary, given.bits, given.ablate):
             writer.writerow([machine, *row])
             file.flush()
-            print("{!s:>5} {!s:>8} {:34} {!s:>8} {!s:>9} {!s:>9} {!s:>7} {!s:>9} {!s:>9} {!s:>9} {}"
-                  .format(*row), flush=True)  # fmt: skip
+            print(*row, sep="  ", flush=True)
 
 
 if __name__ == "__main__":

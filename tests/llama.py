@@ -31,11 +31,12 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Iterator[Any]:
         llama_cpp.llama_model_free(model)
 
 
-def compute_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
-    """Logits float32 (n_tokens, n_vocab) of one decode over all of `tokens`."""
+def compute_logits(path: Path, tokens: np.ndarray, n_at_once: int = 512) -> np.ndarray:
+    """Logits float32 (n_tokens, n_vocab) of one decode over all of `tokens`, so many at once."""
     with load_model(path) as model:
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 512
+        parameters.n_ctx = parameters.n_batch = 512
+        parameters.n_ubatch = n_at_once
         parameters.n_threads = parameters.n_threads_batch = 2
         parameters.flash_attn_type = 0  # off: the reference has none
         parameters.type_k = parameters.type_v = 0  # f32 cache

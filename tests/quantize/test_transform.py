@@ -92,9 +92,10 @@ def test_exact_changes_leave_the_logits(
         recipe: Recipe = plan_f32(checkpoint, Choices(types={}), tmp_path, transforms)
         execute_recipe(checkpoint, recipe, tmp_path / "changed.gguf")
     changed = compute_logits(tmp_path / "changed.gguf", TOKENS)
-    # Each weight is rounded once or twice more: 0.6e-6 to 1.6e-6 of the largest logit was seen.
-    # Runs with other thread counts are no measure, they differ by nothing at all.
-    assert np.abs(plain - changed).max() < 1e-5 * np.abs(plain).max()
+    # Runs with other thread counts differ by nothing at all, so the measure is one token at a time:
+    # other sums, 4e-7 of the largest logit. Here each weight is rounded once or twice more.
+    alone = compute_logits(tmp_path / "plain.gguf", TOKENS, 1)
+    assert 0 < np.abs(plain - changed).max() < 6 * np.abs(plain - alone).max()
     assert not same_weights(tmp_path / "plain.gguf", tmp_path / "changed.gguf")
 
 
