@@ -116,20 +116,35 @@ class EvaluationError(CascadeError):
 class ContextFull(CascadeError):
     """The conversation does not fit the context; all counts in tokens.
 
-    `message_tokens` says about how many each message takes, the oldest first: turns can be
-    dropped, except the system prompt.
+    `message_tokens` says about how many each message takes, the oldest first. `droppable` lists
+    the turns that may be left out, the oldest first, each as the numbers of its messages: neither
+    the system prompt is among them nor the last question and what follows it.
     """
 
     def __init__(
-        self, need_tokens: int, have_tokens: int, message_tokens: Sequence[int] = ()
+        self,
+        need_tokens: int,
+        have_tokens: int,
+        message_tokens: Sequence[int] = (),
+        droppable: Sequence[Sequence[int]] = (),
     ) -> None:
-        super().__init__(
-            f"the prompt has {need_tokens} tokens, the context holds {have_tokens}",
-            "Start with a larger --ctx, or shorten the conversation.",
-        )
         self.need_tokens = need_tokens
         self.have_tokens = have_tokens
         self.message_tokens = list(message_tokens)
+        self.droppable = [list(turn) for turn in droppable]
+        super().__init__(
+            f"the prompt has {need_tokens} tokens, the context holds {have_tokens}",
+            f"Start with a larger --ctx, or {self._name_excess()}.",
+        )
+
+    def _name_excess(self) -> str:
+        n_tokens = 0
+        for n_turns, turn in enumerate(self.droppable, 1):
+            n_tokens += sum(self.message_tokens[number] for number in turn)
+            if n_tokens >= self.need_tokens - self.have_tokens:
+                turns = "turn" if n_turns == 1 else f"{n_turns} turns"
+                return f"leave out the oldest {turns}, about {n_tokens} tokens"
+        return "shorten the conversation"
 
 
 class NativeError(CascadeError):

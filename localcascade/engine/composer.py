@@ -76,7 +76,8 @@ class Composer:
         tokens = tuple(chain.from_iterable(parts))
         if len(tokens) > self._model.info.n_ctx:
             sizes = count_message_tokens(self._vocabulary, request.messages)
-            raise ContextFull(len(tokens), self._model.info.n_ctx, sizes)
+            turns = list_droppable(request.messages)
+            raise ContextFull(len(tokens), self._model.info.n_ctx, sizes, turns)
         # The last token is read anew even if the same is asked again, for the logits after it.
         ends = [0, *accumulate(map(len, parts))]
         found = {min(ends[n], len(tokens) - 1) for n in places}
@@ -186,6 +187,27 @@ def count_message_tokens(vocabulary: Vocabulary, messages: Sequence[Message]) ->
     return tuple(
         len(vocabulary.tokenize(_write_text(message), parse_special=False)) for message in messages
     )
+
+
+def list_droppable(messages: Sequence[Message]) -> tuple[tuple[int, ...], ...]:
+    """List the turns that a full context may do without.
+
+    Args:
+        messages: The conversation.
+
+    Returns:
+        The oldest first, each as the numbers of its messages: a question and all that follows it
+        up to the next one, so that no tool's result loses its call. What a system or a developer
+        says is never among them, nor is the last turn.
+    """
+    turns: list[list[int]] = []
+    for number, message in enumerate(messages):
+        role = message.get("role")
+        if role == "user" or not turns:
+            turns.append([])
+        if role not in ("system", "developer"):
+            turns[-1].append(number)
+    return tuple(tuple(turn) for turn in turns[:-1] if turn)
 
 
 def _write_text(message: Message) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from localcascade.engine import _llama
 from localcascade.engine.checkpoints import Checkpoint
 from localcascade.engine.chooser import Chooser
-from localcascade.engine.composer import Prompt, count_message_tokens
+from localcascade.engine.composer import Prompt, count_message_tokens, list_droppable
 from localcascade.engine.model import Model
 from localcascade.engine.sampling import plan_chain, resolve_sampling
 from localcascade.engine.session import Session
@@ -168,7 +168,8 @@ class Generation:
         if reason == "length" and len(self.tokens) > self._model.info.n_ctx:
             messages = self._prompt.request.messages
             sizes = count_message_tokens(self._model.vocabulary, messages)
-            self._emit(ContextEnd(self._model.info.n_ctx, sizes, self._index))
+            turns = list_droppable(messages)
+            self._emit(ContextEnd(self._model.info.n_ctx, sizes, turns, self._index))
         calls = is_whole and self._turn.n_calls > 0
         self._emit(self._sum_up("tool_calls" if calls else reason))
         self.free()

@@ -258,8 +258,8 @@ def decode_event(encoded: list[Any]) -> events.Event:
         text, logprob, top, index = fields
         return events.TokenLogprob(text, logprob, tuple(map(tuple, top)), index)
     if name == "ContextEnd":
-        n_ctx, message_tokens, index = fields
-        return events.ContextEnd(n_ctx, tuple(message_tokens), index)
+        n_ctx, message_tokens, droppable, index = fields
+        return events.ContextEnd(n_ctx, tuple(message_tokens), tuple(map(tuple, droppable)), index)
     event: events.Event = _EVENTS[name](*fields)
     return event
 

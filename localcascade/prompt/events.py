@@ -110,7 +110,9 @@ class ContextEnd:
     n_ctx: int
     """Tokens that the context holds."""
     message_tokens: tuple[int, ...]
-    """About how many tokens each message of the request takes: the oldest turns can be dropped."""
+    """About how many tokens each message of the request takes."""
+    droppable: tuple[tuple[int, ...], ...]
+    """The turns that may be left out next time, as errors.ContextFull lists them."""
     index: int = 0
 
 

@@ -141,7 +141,7 @@ def test_a_summary_that_was_stopped_changes_nothing() -> None:
     [
         ((Delta("a", "answer"), end()), "complete", ""),
         ((Delta("a", "answer"), end("length")), "stopped", "Cut off"),
-        ((ContextEnd(10, (1,)), end("length")), "stopped", "The context is full"),
+        ((ContextEnd(10, (1,), ()), end("length")), "stopped", "The context is full"),
         ((Failed(EngineDied("gone")),), "failed", "gone"),
     ],
 )

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from localcascade.engine.model import LEAST_TOKENS
+from localcascade.engine.session import count_common
 from localcascade.engine.wire import LoadOptions
 from localcascade.prompt.events import ChatRequest, Message, Sampling
 from tests.localcascade.local_engine import LocalEngine, load
@@ -100,3 +102,49 @@ def test_answers_are_the_same_with_and_without_states(
         except StopIteration:
             break
     assert n_reused > n_prompt / 2
+
+
+LONG = "What do you say of this? " * 6
+"""A question that takes more tokens than a checkpoint must be apart from another."""
+
+
+@pytest.mark.parametrize("act", ["next", "again", "edit", "fork", "tool"])
+@pytest.mark.parametrize("thinking", [False, True])
+def test_only_what_follows_the_nearest_state_is_read(
+    engines: tuple[LocalEngine, LocalEngine], act: str, thinking: bool
+) -> None:
+    """A checkpoint is never further than LEAST_TOKENS from where two conversations part."""
+    engine, _ = engines
+    engine.forget()
+    chat: list[Message] = [SYSTEM]
+    for number in range(3):
+        chat.append({"role": "user", "content": f"{number}: {LONG}"})
+        heard = engine.ask(make_request(chat, thinking, tools=True))
+        chat.append({"role": "assistant", "content": heard.join("answer")})
+        if thoughts := heard.join("thinking"):
+            chat[-1]["reasoning_content"] = thoughts
+    other: Message = {"role": "user", "content": f"Else: {LONG}"}
+    call = {"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
+    followed = {
+        "next": [*chat, other],
+        "again": chat[:-1],
+        "edit": [*chat[:-2], other],
+        "fork": [*chat[:-4], other],
+        "tool": [*chat[:-1], {**chat[-1], "tool_calls": [call]}, {"role": "tool", "content": LONG}],
+    }[act]
+    n_old = {"next": 5, "again": 6, "edit": 5, "fork": 3, "tool": 6}[act]
+    n_shared = count_shared(engine, chat[:n_old], followed, thinking)
+    heard = engine.ask(make_request(followed, thinking, tools=True))
+    assert heard.answers[0].n_prompt - 1 >= n_shared - LEAST_TOKENS <= heard.n_reused
+    assert n_shared > 300
+
+
+def count_shared(
+    engine: LocalEngine, old: list[Message], new: list[Message], thinking: bool
+) -> int:
+    """Tokens with which both prompts begin."""
+    left, right = (
+        engine.composer.compose(make_request(chat, thinking, tools=True), lambda _stage: None)
+        for chat in (old, new)
+    )
+    return count_common(left.tokens, right.tokens)

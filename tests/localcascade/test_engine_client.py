@@ -314,6 +314,27 @@ def test_a_named_session_goes_on_in_another_process(tmp_path: Path) -> None:
     assert join(events) == join(fresh) == join(again)
 
 
+def test_a_damaged_or_foreign_state_of_a_session_is_ignored(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "h.gguf", hybrid=True, n_ctx_train=4096)
+    folder = tmp_path / "sessions"
+    request = replace(ask("x" * 700), session="s/1")
+
+    def say(model: Path = path) -> tuple[str, int]:
+        with Engine(model, n_threads=1, session_folder=str(folder)) as engine:
+            events = list(engine.chat(request))
+        return join(events), end(events).usage.reused_tokens
+
+    fresh, known = say(), say()
+    (state,) = folder.glob("*.state")
+    sound = state.read_bytes()
+    state.write_bytes(sound[:-9] + b"x" + sound[-8:])
+    assert fresh[1] == 0 < known[1]
+    assert say() == fresh
+    other = write_model(tmp_path / "other.gguf", hybrid=True, n_ctx_train=4096, seed=5)
+    assert say(other)[1] == 0
+    assert say() == known
+
+
 @pytest.mark.parametrize(("cache_type", "most"), [("q8_0", 1e-3), ("q4_0", 0.1)])
 def test_a_quantized_cache_says_much_the_same(tmp_path: Path, cache_type: str, most: float) -> None:
     heads = {"attention.head_count": 10, "attention.head_count_kv": 5, "rope.dimension_count": 32}

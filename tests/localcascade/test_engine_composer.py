@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from localcascade.engine.composer import Composer, thin_out
+from localcascade.engine.composer import Composer, list_droppable, thin_out
 from localcascade.engine.model import Model
 from localcascade.errors import ContextFull
 from localcascade.prompt.events import ChatRequest, Message
@@ -90,7 +90,29 @@ def test_a_prompt_too_long_tells_what_each_message_takes(composer: Composer) -> 
         composer.compose(ChatRequest(chat), lambda stage: None)
     assert caught.value.have_tokens == 2048 < caught.value.need_tokens
     assert caught.value.message_tokens == [75, 1200, 1200]
+    assert caught.value.droppable == [[1]]
+    assert "leave out the oldest turn, about 1200 tokens" in caught.value.hint
     composer.compose(replace(ChatRequest(chat), messages=chat[:2]), lambda stage: None)
+
+
+def test_whole_turns_can_be_dropped_but_no_instructions_and_no_last_question() -> None:
+    roles = ["system", "user", "assistant", "tool", "assistant", "developer", "user", "user"]
+    chat: list[Message] = [{"role": role, "content": "x"} for role in roles]
+    assert list_droppable(chat) == ((1, 2, 3, 4), (6,))
+    assert list_droppable(chat[:5]) == list_droppable(chat[:1]) == list_droppable([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("need", "advice"),
+    [
+        (110, "leave out the oldest turn, about 30 tokens"),
+        (131, "leave out the oldest 2 turns, about 70 tokens"),
+        (171, "shorten the conversation"),
+    ],
+)
+def test_a_full_context_says_how_many_turns_are_too_many(need: int, advice: str) -> None:
+    error = ContextFull(need, 100, [50, 10, 20, 40, 60], [[1, 2], [3]])
+    assert error.hint == f"Start with a larger --ctx, or {advice}."
 
 
 def test_a_model_that_can_rewind_needs_no_marks(tmp_path: Path) -> None:

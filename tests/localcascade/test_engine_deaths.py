@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
@@ -67,6 +68,23 @@ def test_a_crash_is_told_with_its_reason(mortal: Engine) -> None:
     assert "signal 6" in error.message
     assert "Fatal Python error: Aborted" in error.log_tail
     assert len(error.log_tail.splitlines()) <= 20
+
+
+def test_the_asynchronous_twin_hears_of_a_death_too(mortal: Engine) -> None:
+    worker = find_new_worker(mortal.load)
+
+    async def collect() -> list[Event]:
+        events: list[Event] = []
+        async for event in mortal.achat(ask("Long", n_tokens=None)):
+            events.append(event)
+            if isinstance(event, Delta) and worker.is_running():
+                worker.kill()
+        return events
+
+    error = fail(asyncio.run(collect()))
+    assert isinstance(error, EngineDied)
+    assert "killed" in error.message and error.log_tail
+    assert mortal.tokenize("the") == [257]
 
 
 def test_after_three_deaths_in_a_minute_it_says_so_and_stops(

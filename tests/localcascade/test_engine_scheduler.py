@@ -149,13 +149,18 @@ def test_who_has_no_room_is_let_in_again_and_loses_nothing(path: Path) -> None:
 def test_a_context_that_fills_is_told(path: Path) -> None:
     engine = LocalEngine(load(path, replace(EXACT, n_ctx=256)))
     request = ChatRequest(
-        ({"role": "user", "content": "x" * 40}, {"role": "assistant", "content": "y" * 30}),
+        (
+            {"role": "system", "content": "s" * 20},
+            {"role": "user", "content": "x" * 40},
+            {"role": "assistant", "content": "y" * 30},
+            {"role": "user", "content": "z" * 10},
+        ),
         sampling=GREEDY,
     )
     prompt = replace(make_prompt(1, 200, None), request=request)
     heard = engine.ask(request, prompt)
     (full,) = [event for event in heard.events if isinstance(event, ContextEnd)]
-    assert full == ContextEnd(256, (40, 30))
+    assert full == ContextEnd(256, (20, 40, 30, 10), ((1, 2),))
     assert heard.find_done().reason == "length"
     assert count_tokens(heard) == 256 - 200 + 1
 

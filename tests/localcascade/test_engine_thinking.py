@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import replace
 
 import pytest
@@ -33,6 +35,10 @@ def make_prompt(budget: ThinkingBudget | None = None, n_tokens: int | None = Non
     return Prompt(request, (1, 2, START), opens_thinking=True)
 
 
+def start(engine: LocalEngine, prompt: Prompt) -> Heard:
+    return engine.start(prompt.request, prompt)
+
+
 def ask(engine: LocalEngine, prompt: Prompt) -> Heard:
     return engine.ask(prompt.request, prompt)
 
@@ -49,11 +55,34 @@ def test_a_budget_ends_the_thinking_with_a_closing_sentence(engine: LocalEngine)
     assert usage.completion_tokens == usage.thinking_tokens + 3
 
 
+def test_seconds_end_the_thinking_of_several_each_in_its_time(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of which each look takes a hundredth of a second."""
+    ticks = itertools.count(1)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 100)
+    heard = [start(engine, make_prompt(ThinkingBudget(seconds=seconds))) for seconds in (0.5, 8)]
+    engine.finish()
+    assert [one.join("answer") for one in heard] == ["!=%"] * 2
+    assert all(one.join("thinking").rstrip().endswith(CLOSINGS["seconds"]) for one in heard)
+    short, long = (one.find_done().usage.thinking_tokens for one in heard)
+    assert long - short > 100
+
+
 def test_going_round_in_circles_ends_it_too(engine: LocalEngine) -> None:
     heard = ask(engine, make_prompt())
     assert heard.join("thinking").rstrip().endswith(CLOSINGS["loop"])
     assert heard.join("answer") == "!=%"
     assert heard.find_done().usage.thinking_tokens < 4000
+
+
+def test_circles_of_several_end_each_for_itself(engine: LocalEngine) -> None:
+    heard = [start(engine, make_prompt(budget)) for budget in (None, ThinkingBudget(400), None)]
+    engine.finish()
+    closings = [CLOSINGS[reason] for reason in ("loop", "tokens", "loop")]
+    for one, closing in zip(heard, closings, strict=True):
+        assert one.join("thinking").rstrip().endswith(closing)
+        assert one.join("answer") == "!=%"
 
 
 def test_a_limit_on_all_leaves_room_for_an_answer(engine: LocalEngine) -> None:
@@ -65,7 +94,7 @@ def test_a_limit_on_all_leaves_room_for_an_answer(engine: LocalEngine) -> None:
 
 def test_answer_now_lands_one_of_several(engine: LocalEngine) -> None:
     prompts = [make_prompt(ThinkingBudget(tokens=n)) for n in (300, 1000, 500)]
-    heard = [engine.start(prompt.request, prompt) for prompt in prompts]
+    heard = [start(engine, prompt) for prompt in prompts]
     for _ in range(20):
         engine.scheduler.step()
     heard[1].wishes.wants_answer = True
@@ -79,7 +108,7 @@ def test_answer_now_lands_one_of_several(engine: LocalEngine) -> None:
 
 def test_answer_now_before_the_first_token_is_obeyed_then(engine: LocalEngine) -> None:
     prompt = make_prompt()
-    heard = engine.start(prompt.request, prompt)
+    heard = start(engine, prompt)
     heard.wishes.wants_answer = True
     engine.finish()
     assert heard.join("thinking").startswith("a\n\n" + CLOSINGS["asked"])

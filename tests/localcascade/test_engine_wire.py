@@ -90,7 +90,7 @@ def test_a_chat_request_arrives_as_it_was(text: str, arguments: object) -> None:
         Delta("x", "answer", 2),
         ToolCall("call_0", "calculator", {"a": [1, {"b": None}]}),
         TokenLogprob("x", -0.5, (("x", -0.5), ("y", -1.25)), 1),
-        ContextEnd(512, (3, 9), 1),
+        ContextEnd(512, (3, 9, 8, 2), ((1,), (2, 3)), 1),
         Done("tool_calls", Usage(1, 2, 3, 4), Timings(0.5, 1.0, 2.0, 2.0), 1),
     ],
 )
@@ -105,7 +105,7 @@ def test_an_event_arrives_as_it_was(event: Event) -> None:
     [
         errors.ModelFileError(Path("a.gguf"), "is odd", tensor="t", hint="Look."),
         errors.TemplateError("line 3", "Look."),
-        errors.ContextFull(900, 512, [3, 897]),
+        errors.ContextFull(900, 512, [3, 97, 800], [[1]]),
         errors.NativeError("llama_decode", -3),
         ValueError("temperature is 9"),
     ],
