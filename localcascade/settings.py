@@ -71,6 +71,8 @@ class Settings:
     """Of thinking; None is no limit."""
     system: str = ""
     """System message of new conversations."""
+    check_steps: bool | None = None
+    """Whether the chat marks steps as right or wrong; left out, where SymPy is installed."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     keys: Mapping[str, str] = field(default_factory=dict)
     """Action, as "chat.stop" -> keys, as "escape" or "ctrl+x,f2"; F1 in the chat lists them."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from localcascade.chat.blocks import BlockSplitter
+from localcascade.chat.checking import Findings, draw_findings
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Message
 from localcascade.chat.lines import BLANK, Line, PlainText, Span, pad_line, prefix_lines
@@ -13,6 +14,9 @@ from localcascade.chat.markdown import Look, Page, draw_markdown
 from localcascade.chat.outline import find_step
 
 ThinkingView = Literal["line", "tail", "all"]
+ChecksView = Literal["off", "line", "all"]
+CHECKS_VIEWS: tuple[ChecksView, ...] = ("off", "line", "all")
+"""Nothing of what was found about the steps; how many are right and which are wrong; all."""
 THINKING_VIEWS: tuple[ThinkingView, ...] = ("line", "tail", "all")
 TAIL_LINES = 8
 """Lines of thinking that its tail shows."""
@@ -44,6 +48,8 @@ class Card:
     def __init__(self, message: Message, branches: tuple[int, int], look: Look) -> None:
         self.message, self.branches = message, branches
         self.view: ThinkingView = "line"
+        self.findings: Findings | None = None
+        self.checks_view: ChecksView = "off"
         self.live = _read_live(message)
         self._lines: list[Line] | None = None
         self._look = look
@@ -64,7 +70,7 @@ class Card:
             self._begin()
             self._feed(message.text)
         else:
-            self._thought.feed(make_safe(message.thinking[len(old.thinking) :]))
+            self._thought.feed(make_safe(message.open_thinking[len(old.open_thinking) :]))
             self._feed(message.text[len(old.text) :])
         self._end_if_over()
         self._lines = None
@@ -81,13 +87,18 @@ class Card:
         self.view = view
         self._lines = None
 
+    def set_findings(self, findings: Findings | None, view: ChecksView) -> None:
+        """Show what was found about its steps; its text stays as it is."""
+        self.findings, self.checks_view = findings, view
+        self._lines = None
+
     @property
     def lines(self) -> list[Line]:
         """All its lines; the last one is blank."""
         if self._lines is None:
             is_question = self.message.role in ("user", "system")
             body = self._fold(self._body) if is_question else self._body
-            parts = [self._draw_thinking(), body, self._draw_foot()]
+            parts = [self._draw_thinking(), body, self._draw_checks(), self._draw_foot()]
             self._lines = [line for part in parts if part for line in (*part, BLANK)] or [BLANK]
         return self._lines
 
@@ -97,7 +108,7 @@ class Card:
         self._page = Page(replace(self._look, keeps_breaks=keeps_breaks))
         self._open = PlainText(self._look.width)
         self._thought = PlainText(self._look.width - 2, "dim")
-        self._thought.feed(make_safe(self.message.thinking))
+        self._thought.feed(make_safe(self.message.open_thinking))
         self._is_open = True
         self._lines = None
 
@@ -140,7 +151,7 @@ class Card:
             return []
         is_thinking = self.message.state == "streaming" and not self.message.text
         head = self._write_outline(is_thinking)
-        if self.view == "line":
+        if self.view == "line" or self.message.is_sealed:
             return [head]
         if self.view == "all" and not is_thinking:
             body = draw_markdown(make_safe(self.message.thinking), self._thinking_look)
@@ -156,18 +167,27 @@ class Card:
         return replace(self._look, width=self._look.width - 2, keeps_breaks=True)
 
     def _write_outline(self, is_thinking: bool) -> Line:
-        mark = "▾" if self.view != "line" else "▸"
+        is_sealed = self.message.is_sealed
+        mark = "▪" if is_sealed else "▾" if self.view != "line" else "▸"
         word = "Thinking" if is_thinking else "Thought"
         figures = [f"{self.live.thinking_s:.0f} s"] if self.live.thinking_s >= 1 else []
         figures += [f"{self.live.n_thinking:,} tokens"] if self.live.n_thinking > 1 else []
         if is_thinking and self.live.tokens_per_s:
             figures.append(f"{self.live.tokens_per_s:.0f} tok/s")
+        figures += ["sealed"] if is_sealed else []
         head = " · ".join([f"{mark} {word} {figures[0] if figures else ''}".rstrip(), *figures[1:]])
         room = self._look.width - len(head) - 3
-        step = find_step(make_safe(self.message.thinking)) if room > 12 else ""
+        step = find_step(make_safe(self.message.open_thinking)) if room > 12 else ""
         shown = step if len(step) <= room else f"{step[: room - 1]}…"
         style = "step live" if is_thinking else "step"
         return (Span(head, style), *([Span(f"   {shown}", "dim em")] if shown else []))
+
+    def _draw_checks(self) -> list[Line]:
+        """What was found; on an attempt of the user's own always, as he asked for it."""
+        is_wanted = self.checks_view != "off" or self.message.role == "user"
+        if self.findings is None or self.message.state == "streaming" or not is_wanted:
+            return []
+        return draw_findings(self.findings, self._look, shows_all=self.checks_view == "all")
 
     def _draw_foot(self) -> list[Line]:
         message, (place, n_branches) = self.message, self.branches

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localcascade.chat.conversation import Message
+from localcascade.chat.tutor import Tutor
 from localcascade.prompt.budget import ThinkingBudget
 from localcascade.prompt.events import ChatRequest, Sampling
 
@@ -31,6 +32,13 @@ class Manner:
     """Of thinking; None is no limit."""
     system: str = ""
     """System message."""
+    tutor: Tutor | None = None
+    """Who teaches instead of answering; his thinking is sealed."""
+
+    @property
+    def words(self) -> str:
+        """All that the system says."""
+        return "\n\n".join(filter(None, [self.system, self.tutor.system if self.tutor else ""]))
 
 
 def compose_request(path: Sequence[Message], manner: Manner, session: str | None) -> ChatRequest:
@@ -43,7 +51,7 @@ def compose_request(path: Sequence[Message], manner: Manner, session: str | None
     """
     budget = ThinkingBudget(tokens=manner.budget_tokens) if manner.budget_tokens else None
     return ChatRequest(
-        messages=tuple(write_messages(path, manner.system)),
+        messages=tuple(write_messages(path, manner.words)),
         thinking=manner.thinking,
         sampling=manner.sampling,
         thinking_budget=budget,
@@ -67,14 +75,22 @@ def compose_summary(path: Sequence[Message], manner: Manner) -> ChatRequest:
 
 
 def write_messages(path: Sequence[Message], system: str = "") -> list[dict[str, Any]]:
-    """Write messages in the OpenAI form; all that the system says comes first, as one."""
+    """Write messages in the OpenAI form; all that the system says comes first, as one.
+
+    What a user said in several messages without an answer between them is one message too, for
+    there are templates that want turns to alternate.
+    """
     words = [system] if system else []
     words += [m.text for m in path if m.role == "system"]
     words += [SUMMARY_HEAD + m.text for m in path if m.role == "summary"]
     head = [{"role": "system", "content": "\n\n".join(words)}] if words else []
-    return head + [
-        {"role": m.role, "content": m.text} for m in path if m.role in ("user", "assistant")
-    ]
+    turns: list[dict[str, Any]] = []
+    for message in path:
+        if message.role == "user" and turns and turns[-1]["role"] == "user":
+            turns[-1]["content"] += f"\n\n{message.text}"
+        elif message.role in ("user", "assistant"):
+            turns.append({"role": message.role, "content": message.text})
+    return head + turns
 
 
 def choose_kept(path: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:

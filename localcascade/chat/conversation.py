@@ -39,6 +39,13 @@ class Message:
     model: str = ""
     note: str = ""
     """Why it failed or stopped, for the reader."""
+    is_sealed: bool = False
+    """Whether its thinking is kept from the reader until he asks for it."""
+
+    @property
+    def open_thinking(self) -> str:
+        """The thinking that may be shown and searched."""
+        return "" if self.is_sealed else self.thinking
 
 
 class Journal(Protocol):
@@ -127,6 +134,12 @@ class Conversation:
             id = self._messages[id].parent
         return tuple(reversed(path))
 
+    @property
+    def is_tutored(self) -> bool:
+        """Whether the last answer of the path is sealed, as a tutor's is."""
+        answers = [message for message in self.path if message.role == "assistant"]
+        return bool(answers) and answers[-1].is_sealed
+
     def read(self, id: str) -> Message:
         """Read one message.
 
@@ -165,6 +178,11 @@ class Conversation:
     def reopen(self, id: str) -> Message:
         """Let a message that was stopped stream again."""
         self._messages[id] = replace(self._messages[id], state="streaming", note="")
+        return self._messages[id]
+
+    def unseal(self, id: str) -> Message:
+        """Show the thinking of a message from now on; when it is opened again, it is sealed."""
+        self._messages[id] = replace(self._messages[id], is_sealed=False)
         return self._messages[id]
 
     def count_branches(self, id: str) -> tuple[int, int]:

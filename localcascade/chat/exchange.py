@@ -48,9 +48,13 @@ class Exchange:
         """Whether what is being written is a summary."""
         return self._summary is not None
 
+    def put(self, text: str) -> Message:
+        """Add something that the user says, and ask for nothing."""
+        return self.conversation.add(Message("", self.conversation.leaf, "user", text))
+
     def ask(self, text: str) -> ChatRequest:
         """Add a question at the end of the path, and ask for an answer."""
-        self.conversation.add(Message("", self.conversation.leaf, "user", text))
+        self.put(text)
         return self._answer()
 
     def edit(self, id: str, text: str) -> ChatRequest | None:
@@ -132,8 +136,9 @@ class Exchange:
 
     def _answer(self, parent: str | None = None) -> ChatRequest:
         answer = Message(
-            "", parent or self.conversation.leaf, "assistant", state="streaming", model=self.model
-        )
+            "", parent or self.conversation.leaf, "assistant", state="streaming",
+            model=self.model, is_sealed=self.manner.tutor is not None,
+        )  # fmt: skip
         self._streaming = self.conversation.add(answer)
         path = self.conversation.path[:-1]
         return composition.compose_request(path, self.manner, self.conversation.session)

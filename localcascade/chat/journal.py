@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TITLE_CHARACTERS = 60
 _STATS = {field.name for field in fields(Stats)}
+_SEALED = "sealed"
+"""Stands among the sampling of an answer whose thinking a tutor keeps from the student."""
 
 
 class HistoryJournal:
@@ -38,14 +40,17 @@ class HistoryJournal:
     def append(self, message: Message) -> str:
         """Keep a new message."""
         session = self._session or self._begin_session(message)
+        sampling = {_SEALED: True} if message.is_sealed else {}
         if message.state == "streaming":
-            stream = self._history.begin(session, message.parent, message.role, model=self._model)
+            stream = self._history.begin(
+                session, message.parent, message.role, model=self._model, sampling=sampling
+            )
             self._streams[stream.id] = stream
             return stream.id
         return self._history.append(
             session, message.parent, message.role, message.text, thinking=message.thinking,
             state=message.state, note=message.note, timings=asdict(message.stats),
-            model=self._model,
+            model=self._model, sampling=sampling,
         ).id  # fmt: skip
 
     def write(self, id: str, thinking: str, text: str) -> None:
@@ -99,5 +104,5 @@ def _read_message(kept: records.Message) -> Message:
     role = kept.role if kept.role != "tool" else "user"
     return Message(
         kept.id, kept.parent, role, kept.text, kept.thinking, kept.state, stats,
-        kept.model.name, kept.note,
+        kept.model.name, kept.note, bool(kept.sampling.get(_SEALED)),
     )  # fmt: skip

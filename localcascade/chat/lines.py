@@ -146,3 +146,19 @@ def mark_line(line: Line, start: int, stop: int, style: str) -> Line:
             spans.append(Span(text[left:right], f"{own_style} {style}" if is_marked else own_style))
         at += len(text)
     return tuple(spans)
+
+
+def mark_text(line: Line, wanted: str, style: str) -> Line:
+    """Add a style to a line wherever some text stands in it, whatever its case.
+
+    Args:
+        line: The line.
+        wanted: The text, folded already; not empty.
+        style: Its name.
+    """
+    text = read_text([line]).casefold()
+    at = text.find(wanted)
+    while at >= 0:
+        line = mark_line(line, at, at + len(wanted), style)
+        at = text.find(wanted, at + len(wanted))
+    return line

@@ -19,7 +19,7 @@ class Match:
 
 
 def find_matches(path: Sequence[Message], query: str) -> list[Match]:
-    """Find every place where some words stand, whatever their case.
+    """Find every place where some words stand, whatever their case; not in sealed thinking.
 
     Args:
         path: The messages.
@@ -37,4 +37,5 @@ def find_matches(path: Sequence[Message], query: str) -> list[Match]:
 
 def count_places(message: Message, wanted: str) -> int:
     """Count where words, already folded, stand in a message and its thinking."""
-    return message.thinking.casefold().count(wanted) + message.text.casefold().count(wanted)
+    thinking = message.open_thinking
+    return thinking.casefold().count(wanted) + message.text.casefold().count(wanted)

@@ -184,6 +184,55 @@ def extract_answer(text: str) -> str:
     return ""
 
 
+def names_answer(text: str) -> bool:
+    """Whether a text says which its final answer is, in a box or behind "Answer:"."""
+    return bool((_find_boxed(text) or _find_labelled(text)).strip())
+
+
+def is_same_answer(
+    given: str, expected: str, compare: Callable[[str, str], bool | None]
+) -> bool | None:
+    """Say whether two answers are the same, however they are written.
+
+    Args:
+        given: One, as `extract_answer` found it or a student wrote it.
+        expected: The other; the order of a list in it counts only in round or square brackets.
+        compare: Says whether two expressions in LaTeX are equal; None where that is not known.
+
+    Returns:
+        None where it is not known.
+    """
+    one, other = normalize_answer(given), normalize_answer(expected)
+    if one.key == other.key:
+        return len({one.unit, other.unit} - {""}) <= 1
+    lists = [_split_list(_strip_markup(strip_assignment(each.shown))) for each in (one, other)]
+    if max(map(len, lists)) > 1:
+        return _match_lists(lists[0], lists[1], _is_bracketed(_strip_markup(other.shown)), compare)
+    if one.is_expression or other.is_expression:
+        return compare(*(strip_assignment(each.shown) for each in (one, other)))
+    kinds = {answer.key.partition(" ")[0] for answer in (one, other)}
+    return False if kinds in ({"number"}, {"choice"}) else None
+
+
+def _match_lists(
+    given: Sequence[str],
+    expected: Sequence[str],
+    is_ordered: bool,
+    compare: Callable[[str, str], bool | None],
+) -> bool | None:
+    """Find each member of one list in the other."""
+    if any(normalize_answer(part).key.startswith("text ") for part in given):
+        return None
+    if len(given) != len(expected):
+        return False
+    rest, found = list(expected), []
+    for part in given:
+        told = [is_same_answer(part, each, compare) for each in (rest[:1] if is_ordered else rest)]
+        found.append(True if True in told else None if None in told else False)
+        rest.pop(told.index(True) if True in told else 0)
+    return False if False in found else None if None in found else True
+
+
 def _find_boxed(text: str) -> str:
     for match in reversed(list(_BOXED.finditer(text))):
         depth, at = 1, match.end()

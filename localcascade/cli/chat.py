@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from localcascade.cli import console
 from localcascade.cli.loading import Source, spread_options
 from localcascade.store import complete_model_name
+
+if TYPE_CHECKING:
+    from localcascade.tui.app import Opening, Preferences
 
 
 @spread_options
@@ -32,6 +35,18 @@ def chat(
     goes_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
     ] = False,
+    tutor: Annotated[
+        bool,
+        typer.Option(
+            "--tutor", help="Be taught: hints, steps, solutions as you ask; thinking sealed."
+        ),
+    ] = False,
+    practice: Annotated[
+        str | None,
+        typer.Option(
+            "--practice", metavar="TOPIC", help="Choose a problem to be taught with; all shows all."
+        ),
+    ] = None,
     *,
     source: Source,
 ) -> None:
@@ -45,12 +60,15 @@ def chat(
     localcascade chat nemotron-cascade-2 --ctx 32768
     localcascade chat -c
     localcascade chat --session 3f2a
+    localcascade chat tiny --tutor
+    localcascade chat tiny --practice derivatives
     localcascade chat --remote http://localhost:8080
     """
     _check_terminal()
+    topic = None if practice is None else choose_topic(practice)
     from localcascade.cli.opening import Openings
     from localcascade.cli.shelf import LocalShelf
-    from localcascade.tui.app import ChatApp, Opening
+    from localcascade.tui.app import ChatApp
 
     first: Opening | None
     with Openings.open(source) as openings:
@@ -59,7 +77,37 @@ def chat(
         else:
             first = openings.begin(model) if model or openings.has_model else None
         shelf = None if source.remote else LocalShelf()
-        ChatApp(openings, first, openings.preferences, shelf).run()
+        preferences = openings.preferences
+        if tutor or topic is not None:
+            preferences = call_tutor(preferences)
+        ChatApp(openings, first, preferences, shelf, topic).run()
+
+
+def choose_topic(text: str) -> str:
+    """Find the words to filter the practice problems with.
+
+    Args:
+        text: What was asked for: a part of a topic or level, or `all`.
+
+    Raises:
+        UsageError: There are no such problems; names the topics.
+    """
+    from localcascade.chat.practice import filter_problems, list_topics, load_problems
+
+    topic = "" if text == "all" else text
+    if filter_problems(load_problems(), topic):
+        return topic
+    topics = ", ".join(list_topics(load_problems()))
+    raise console.UsageError(f"there are no practice problems on {text!a}", f"There are: {topics}.")
+
+
+def call_tutor(preferences: Preferences) -> Preferences:
+    """Let the answers come from a tutor."""
+    from dataclasses import replace
+
+    from localcascade.chat.tutor import load_tutor
+
+    return replace(preferences, manner=replace(preferences.manner, tutor=load_tutor()))
 
 
 def _check_terminal() -> None:

@@ -71,7 +71,7 @@ class Openings(Closing):
         own = self._settings
         sampling = Sampling(**asdict(own.sampling))
         manner = Manner(own.mode == "thinking", sampling, own.budget_tokens, own.system)
-        return Preferences(own.theme, own.keys, manner)
+        return Preferences(own.theme, own.keys, manner, own.check_steps)
 
     def begin(self, model: str | None) -> Opening:
         """Begin a new conversation.

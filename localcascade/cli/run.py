@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
+from localcascade.cli.checking import check_outcome, describe_findings, print_findings
 from localcascade.cli.loading import Source, spread_options
 from localcascade.cli.logbook import Logbook, identify_model
 from localcascade.cli.options import AsJson
@@ -75,6 +76,18 @@ def run(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A system message before the question.")
     ] = None,
+    tutor: Annotated[
+        bool,
+        typer.Option(
+            "--tutor", help="Be taught instead of told: a hint first. Thinking is not shown."
+        ),
+    ] = False,
+    checks: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Say which steps of the answer are right, and which are wrong."
+        ),
+    ] = False,
     *,
     source: Source,
     goes_on: Annotated[
@@ -102,14 +115,17 @@ def run(
     localcascade run tiny "What is 2 + 2?" --no-think --temperature 0 --json
     localcascade run tiny "What is 88 + 12?" --think-tokens 200
     localcascade run tiny -c "And 3 + 3?"
+    localcascade run tiny "What is 347 + 586?" --check
+    localcascade run tiny "Solve 3x - 7 = 2x + 5" --tutor
     localcascade run - "What is 2 + 2?" --remote http://localhost:8080
     """
     from localcascade.prompt.budget import ThinkingBudget
     from localcascade.prompt.events import ChatRequest, Sampling
 
+    system = call_tutor(system) if tutor else system
     asked = compose_messages(system, prompt, read_piped())
     prefix = choose_session(goes_on, session, system)
-    screen = Screen(show_answer=not as_json, show_thinking=not (as_json or hide_thinking))
+    screen = Screen(show_answer=not as_json, show_thinking=not (as_json or hide_thinking or tutor))
     opened = (
         _open_file(find_model(model), model, screen, source)
         if source.remote is None
@@ -132,11 +148,16 @@ def run(
         except KeyboardInterrupt:
             # The user knows: no message, and what was written stays.
             raise typer.Exit(console.ExitCode.INTERRUPTED) from None
+    findings = check_outcome(outcome.answer, asked[-1]["content"], screen) if checks else None
     if as_json:
         told = describe_outcome(model, outcome) | {"session": logbook.session or None}
+        told |= {"checked": describe_findings(findings)} if findings is not None else {}
         console.print_json(told)
-    elif outcome.done.reason == "length":
+        return
+    if outcome.done.reason == "length":
         screen.note(_explain_length(outcome, max_tokens))
+    if findings is not None:
+        print_findings(findings)
 
 
 def choose_session(goes_on: bool, session: str | None, system: str | None) -> str | None:
@@ -157,11 +178,18 @@ def choose_session(goes_on: bool, session: str | None, system: str | None) -> st
         raise console.UsageError("--continue and --session name two sessions", "Give one of them.")
     if system and (goes_on or session is not None):
         raise console.UsageError(
-            "a session keeps the system message it began with", "Leave --system out."
+            "a session keeps the system message it began with", "Leave --system or --tutor out."
         )
     if session == "":
         raise console.UsageError("--session is empty", "`localcascade session ls` lists the ids.")
     return "" if goes_on else session
+
+
+def call_tutor(system: str | None) -> str:
+    """Say what makes a model a tutor, behind a system message if one was given."""
+    from localcascade.chat.tutor import load_tutor
+
+    return "\n\n".join(filter(None, [system, load_tutor().system]))
 
 
 def compose_messages(

@@ -50,6 +50,7 @@ class Algebra(Closing):
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
 
     def compare(self, left: Tree, right: Tree, tolerance: Fraction = Fraction(0)) -> bool | None:
         """Say whether two expressions are equal for all values of their symbols.
@@ -62,19 +63,24 @@ class Algebra(Closing):
             tolerance: What their values may differ by.
 
         Returns:
-            None if it is not known: too hard, too large, too slow, or SymPy is not installed.
+            None if it is not known: too hard, too large, too slow, or SymPy is not installed; or
+            this is closed.
         """
         one, other = evaluate_exactly(left), evaluate_exactly(right)
         if one is not None and other is not None:
             return abs(one - other) <= tolerance
-        if not is_available():
+        if self._is_closed or not is_available():
             return None
         question = json.dumps([left, right, str(tolerance)]).encode() + b"\n"
         with self._lock:
             return _MEANINGS.get(self._ask(question))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; nothing is compared any more."""
+        self._is_closed = True
+        self._end_process()
+
+    def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -91,7 +97,7 @@ class Algebra(Closing):
             os.write(process.stdin.fileno(), question)
             return self._read_line(process, self._limit_s)
         except (OSError, TimeoutError, ValueError):
-            self.close()
+            self._end_process()
             return None
 
     def _start(self) -> subprocess.Popen[bytes]:

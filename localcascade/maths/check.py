@@ -7,6 +7,7 @@ letters that nothing in the text pins down. An equation to be solved is not a cl
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +21,7 @@ from localcascade.maths.segments import find
 Verdict = Literal["right", "wrong", "not checked"]
 
 MAX_STEPS = 200
+CHECK_LIMIT_S = 20.0
 
 _ALIGNED = r"(?:align|aligned|equation|gather|gathered|split|multline)\*?"
 _TOKEN = re.compile(
@@ -54,6 +56,8 @@ class Step:
     stop: int
     """Where its right side ends in the text: characters before that."""
     verdict: Verdict
+    is_near: bool = False
+    """Whether it says "about equal"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +76,32 @@ class _Side:
     """Decimal places, where the side is one decimal number."""
 
 
-def check_steps(text: str, algebra: Algebra, problem: str = "") -> list[Step]:
+def check_steps(
+    text: str, algebra: Algebra, problem: str = "", limit_s: float = CHECK_LIMIT_S
+) -> list[Step]:
     """Mark the equalities of a text.
 
     Args:
         text: Markdown with formulas, or plain arithmetic.
         algebra: What compares.
         problem: What the text is the solution of: its equations are given, not claimed.
+        limit_s: Seconds after which no further step is begun; the rest is not checked.
 
     Returns:
         A step for each equality, in order; at most MAX_STEPS.
     """
+    end_s = time.monotonic() + limit_s
+
     links = list(_find_links(text))[:MAX_STEPS]
     pinned = _find_pinned([*links, *_find_links(problem)])
     hedges = bool(_UNTRUE.search(text))
-    return [
-        Step(link.left, link.right, link.stop, _judge(link, algebra, pinned, hedges))
-        for link in links
-    ]
+
+    def mark(link: _Link) -> Step:
+        in_time = time.monotonic() < end_s
+        verdict = _judge(link, algebra, pinned, hedges) if in_time else "not checked"
+        return Step(link.left, link.right, link.stop, verdict, link.is_near)
+
+    return [mark(link) for link in links]
 
 
 def check_answer(problem: str, answer: str, algebra: Algebra) -> Verdict:
@@ -115,6 +127,14 @@ def check_answer(problem: str, answer: str, algebra: Algebra) -> Verdict:
     if len(symbols) != 1:
         return "not checked"
     return _try_solutions(sides[0].tree, sides[1].tree, next(iter(symbols)), answer, algebra)
+
+
+def compare_formulas(one: str, other: str, algebra: Algebra) -> bool | None:
+    """Say whether two formulas in LaTeX are equal; None where that is not known."""
+    sides = _read_side(one), _read_side(other)
+    if sides[0] is None or sides[1] is None:
+        return None
+    return algebra.compare(sides[0].tree, sides[1].tree)
 
 
 def _try_solutions(left: Tree, right: Tree, name: str, answer: str, algebra: Algebra) -> Verdict:

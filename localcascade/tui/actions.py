@@ -16,8 +16,10 @@ from textual.screen import Screen
 GROUPS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "chat": "Conversation",
+        "lesson": "Tutor and practice",
         "models": "Models",
         "attach": "Attaching files",
+        "practice": "Choosing a problem",
         "app": "Program",
         "": "Writing and moving",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from textual import work
@@ -14,6 +14,7 @@ from localcascade.chat.composition import Manner
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Conversation
 from localcascade.chat.exchange import Exchange
+from localcascade.chat.tutor import load_tutor
 from localcascade.errors import CascadeError
 from localcascade.settings import THEMES, save_theme
 from localcascade.tui.actions import apply_keys, collect_ids, list_actions
@@ -21,14 +22,24 @@ from localcascade.tui.screens.chat import ChatScreen
 from localcascade.tui.screens.fetch import FetchScreen
 from localcascade.tui.screens.first_run import FirstChoice, FirstRunScreen
 from localcascade.tui.screens.help import HelpScreen
+from localcascade.tui.screens.lesson import LessonScreen
 from localcascade.tui.screens.models import ModelScreen
 from localcascade.tui.screens.palette import ActionProvider
+from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.shelf import Offer, Shelf
 from localcascade.tui.speaker import ChatEngine
 from localcascade.tui.themes import find_next_theme, register_themes
 from localcascade.tui.widgets.attach import AttachPicker
 
-_SCREENS = (ChatScreen, ModelScreen, FetchScreen, FirstRunScreen, HelpScreen, AttachPicker)
+_SCREENS = (
+    LessonScreen,
+    PracticeScreen,
+    ModelScreen,
+    FetchScreen,
+    FirstRunScreen,
+    HelpScreen,
+    AttachPicker,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,8 @@ class Preferences:
     """Id of an action -> its keys."""
     manner: Manner = field(default_factory=Manner)
     """How answers are asked for at first."""
+    checks: bool | None = None
+    """Whether steps are marked as right or wrong; None where SymPy is installed."""
 
 
 class ChatApp(App[None]):
@@ -74,6 +87,8 @@ class ChatApp(App[None]):
         opening: The first one; None where no model is installed yet.
         preferences: The user's.
         shelf: The models to choose from; None offers none.
+        topic: Words to filter the practice problems with, which are shown at first; None shows
+            the conversation.
     """
 
     TITLE = "LocalCascade"
@@ -92,14 +107,16 @@ class ChatApp(App[None]):
         opening: Opening | None,
         preferences: Preferences | None = None,
         shelf: Shelf | None = None,
+        topic: str | None = None,
     ) -> None:
         super().__init__()
+        self._topic = topic
         self._source, self._opening, self._shelf = source, opening, shelf
         self._preferences = preferences or Preferences()
+        register_themes(self, self._preferences.theme)
 
     def on_mount(self) -> None:
         """Show the first conversation, or what there is to begin with."""
-        register_themes(self, self._preferences.theme)
         problems = apply_keys(self, self._preferences.keys, collect_ids(ChatApp, *_SCREENS))
         for problem in problems:
             self._tell(problem)
@@ -192,9 +209,13 @@ class ChatApp(App[None]):
         engine.close()
 
     def _make_screen(self, opening: Opening) -> ChatScreen:
-        exchange = Exchange(opening.conversation, self._preferences.manner, opening.model)
+        manner, checks = self._preferences.manner, self._preferences.checks
+        if opening.conversation.is_tutored and manner.tutor is None:
+            manner = replace(manner, tutor=load_tutor())
+        exchange = Exchange(opening.conversation, manner, opening.model)
         title = f"{opening.model} — {opening.title}" if opening.title else opening.model
-        return ChatScreen(exchange, opening.engine, title, opening.notice)
+        topic, self._topic = self._topic, None
+        return LessonScreen(exchange, opening.engine, title, opening.notice, checks, topic)
 
     def _tell(self, text: str) -> None:
         self.notify(make_safe(text), severity="error", markup=False, timeout=8)

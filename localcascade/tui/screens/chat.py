@@ -45,6 +45,7 @@ class ChatScreen(ReadingScreen):
         voice: The model behind it.
         title: What the line at the top says.
         notice: What the user should know at first.
+        checks: Whether steps are marked as right or wrong; None where SymPy is installed.
     """
 
     CSS_PATH = "chat.tcss"
@@ -63,9 +64,14 @@ class ChatScreen(ReadingScreen):
     ]
 
     def __init__(
-        self, exchange: Exchange, voice: speaker.ChatEngine, title: str, notice: str = ""
+        self,
+        exchange: Exchange,
+        voice: speaker.ChatEngine,
+        title: str,
+        notice: str = "",
+        checks: bool | None = None,
     ) -> None:
-        super().__init__(exchange)
+        super().__init__(exchange, checks)
         self._notice = notice
         self._speaker = Speaker(voice, self)
         self._top_line = title
@@ -75,7 +81,7 @@ class ChatScreen(ReadingScreen):
         self._gauge = Gauge(id="gauge")
 
     def compose(self) -> ComposeResult:
-        """Everything, the panels hidden."""
+        """Everything but the side panel; what opens between is hidden."""
         with Horizontal(id="middle"):
             with Vertical(id="left"):
                 yield Static(make_safe(self._top_line), id="top", markup=False)
@@ -84,7 +90,6 @@ class ChatScreen(ReadingScreen):
                 yield AttachPicker(id="attach")
                 yield Static("", id="notice", markup=False)
                 yield Composer(id="composer")
-            yield Panel(self._exchange.manner, id="panel")
         yield self._gauge
 
     def on_mount(self) -> None:
@@ -109,6 +114,7 @@ class ChatScreen(ReadingScreen):
     @on(speaker.ModelLoaded)
     def _show_loaded(self, event: speaker.ModelLoaded) -> None:
         self._read(n_ctx=event.info.n_ctx)
+        self._check_answers()
         if not self._exchange.is_busy:
             self._read(
                 state="ready", context_tokens=count_context(self._exchange.conversation.path)
@@ -138,6 +144,7 @@ class ChatScreen(ReadingScreen):
             self._end_turn(turn, was_summary=message is None)
 
     def _end_turn(self, turn: Turn, *, was_summary: bool) -> None:
+        self._check_answers()
         if was_summary:
             self._show_path()
             done = "Compacted: the whole conversation is in the branch before (Alt+←)."
@@ -274,12 +281,15 @@ class ChatScreen(ReadingScreen):
         is_last = manner.budget_tokens is not None and not larger
         self._set_manner(replace(manner, budget_tokens=None if is_last else larger[0]))
 
-    def action_toggle_panel(self) -> None:
-        """Open or close the side panel."""
-        panel = self.query_one(Panel)
-        panel.display = not panel.display
-        target: Any = panel.query_one("#field-thinking") if panel.display else Composer
-        (target if panel.display else self.query_one(Composer)).focus()
+    async def action_toggle_panel(self) -> None:
+        """Open or close the side panel; made only then, as the first paint would wait for it."""
+        if self.query(Panel):
+            await self.query_one(Panel).remove()
+            self.query_one(Composer).focus()
+        else:
+            panel = Panel(self._exchange.manner, id="panel")
+            await self.query_one("#middle").mount(panel)
+            panel.query_one("#field-thinking").focus()
 
     # How it is done
 
@@ -295,7 +305,8 @@ class ChatScreen(ReadingScreen):
 
     def _set_manner(self, manner: Any) -> None:
         self._exchange.manner = manner
-        self.query_one(Panel).show(manner)
+        for panel in self.query(Panel):
+            panel.show(manner)
         self._read(mode=self._name_mode())
 
     def _name_mode(self) -> str:

@@ -1,8 +1,11 @@
-"""A conversation as it is read: moving over its messages, finding, copying, walking branches."""
+"""A conversation as it is read: moving over its messages, finding, copying, checking steps."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 from textual import on
 from textual.binding import Binding, BindingType
@@ -10,14 +13,24 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from localcascade.chat.blocks import find_code
+from localcascade.chat.card import CHECKS_VIEWS, ChecksView
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Message
 from localcascade.chat.exchange import Exchange
 from localcascade.chat.search import Match, find_matches
+from localcascade.tui import checker
 from localcascade.tui.clipboard import copy_text
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.finder import Finder
 from localcascade.tui.widgets.transcript import Entry, Transcript
+
+_CHECKS_NOTES: Final[Mapping[ChecksView, str]] = MappingProxyType(
+    {
+        "off": "Steps are not marked.",
+        "line": "Below each answer: how many steps are right, and those that are wrong.",
+        "all": "Below each answer: every step that was found.",
+    }
+)
 
 
 class ReadingScreen(Screen[None]):
@@ -27,10 +40,12 @@ class ReadingScreen(Screen[None]):
 
     Args:
         exchange: The conversation.
+        checks: Whether steps are marked as right or wrong; None where SymPy is installed.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f7", "toggle_source", "Formulas as source", id="chat.source", priority=True),
+        Binding("alt+s", "turn_checks", "Checked steps", id="chat.checks", priority=True),
         Binding("ctrl+t", "turn_thinking", "Show thinking", id="chat.thinking", priority=True),
         Binding("alt+up", "select(-1)", "Message above", id="chat.above", priority=True),
         Binding("alt+down", "select(1)", "Message below", id="chat.below", priority=True),
@@ -43,18 +58,29 @@ class ReadingScreen(Screen[None]):
         Binding("pagedown", "page(1)", "Read down", id="chat.page_down", priority=True),
     ]
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, checks: bool | None = None) -> None:
         super().__init__()
         self._exchange = exchange
         self._transcript = Transcript(id="transcript")
         self._matches: list[Match] = []
         self._match = 0
         self._n_code = 0
+        self._checker = checker.Checker(self)
+        is_wanted = checker.has_algebra() if checks is None else checks
+        self._checks: ChecksView = "line" if is_wanted else "off"
+
+    def on_mount(self) -> None:
+        """Show as much of what is found about steps as was asked for."""
+        self._transcript.show_checks(self._checks)
+
+    def on_unmount(self) -> None:
+        """End what compares."""
+        self._checker.close()
 
     @on(Transcript.Clicked)
     def _open_clicked(self, event: Transcript.Clicked) -> None:
         message = self._transcript.entries[event.index].message
-        if message.thinking or message.role == "user":
+        if message.open_thinking or message.role == "user":
             self._transcript.turn_view(event.index)
 
     def action_select(self, step: int) -> None:
@@ -76,17 +102,40 @@ class ReadingScreen(Screen[None]):
         if message is None or self._exchange.is_busy or not conversation.walk(message.id, step):
             return
         self._show_path()
+        self._check_answers()
 
     def action_turn_thinking(self) -> None:
         """Show the thinking of the selected or last answer as a line, its tail, or all."""
         message = self._choose(None if self._transcript.selected is not None else "assistant")
         index = self._find_index(message)
-        if index is not None:
+        if message is not None and message.is_sealed and message.thinking:
+            self._notify("The thinking is sealed. Alt+R shows it.", "information")
+        elif index is not None:
             self._transcript.turn_view(index)
 
     def action_toggle_source(self) -> None:
         """Show formulas as LaTeX, or laid out."""
         self._transcript.show_source(not self._transcript.look.shows_source)
+
+    def action_turn_checks(self) -> None:
+        """Show nothing, a line, or all of what was found about the steps of answers."""
+        at = CHECKS_VIEWS.index(self._checks)
+        self._checks = CHECKS_VIEWS[(at + 1) % len(CHECKS_VIEWS)]
+        self._transcript.show_checks(self._checks)
+        self._check_answers()
+        self._notify(_CHECKS_NOTES[self._checks], "information")
+        if self._checks == "line" and not checker.has_algebra():
+            self._notify(checker.HOW_TO_INSTALL, "warning")
+
+    def _check_answers(self) -> None:
+        """Check what is new, in a thread; the attempts of a student whatever is shown."""
+        path, only_attempts = self._exchange.conversation.path, self._checks == "off"
+        check = partial(self._checker.check, path, only_attempts=only_attempts)
+        self.run_worker(check, group="check", thread=True, exclusive=True)
+
+    @on(checker.AnswerChecked)
+    def _show_findings(self, event: checker.AnswerChecked) -> None:
+        self._transcript.show_findings(event.id, event.findings)
 
     def action_copy_message(self) -> None:
         """Copy the selected message, or the last answer, as it was written."""
@@ -136,7 +185,6 @@ class ReadingScreen(Screen[None]):
         self._transcript.show_path(
             [Entry(m, conversation.count_branches(m.id)) for m in conversation.path]
         )
-        self.set_class(not conversation.path, "-empty")
 
     def _choose(self, role: str | None = None) -> Message | None:
         """The selected message, or the last one of a role."""

@@ -7,7 +7,7 @@ upwards. All others are data.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import ClassVar
@@ -22,9 +22,10 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from localcascade.chat.card import THINKING_VIEWS, Card, Live, ThinkingView
+from localcascade.chat.card import THINKING_VIEWS, Card, ChecksView, Live, ThinkingView
+from localcascade.chat.checking import Findings
 from localcascade.chat.conversation import Message
-from localcascade.chat.lines import Line, Span, mark_line, measure_line, read_text
+from localcascade.chat.lines import Line, Span, mark_line, mark_text, measure_line, read_text
 from localcascade.chat.markdown import Look
 
 WINDOW_CARDS = 60
@@ -72,6 +73,8 @@ class Transcript(ScrollView, can_focus=True):
         self._styles: dict[str, Style] = {}
         self._shows_source = False
         self._ascii = False
+        self._findings: dict[str, Findings] = {}
+        self._checks_view: ChecksView = "off"
         self._query = ""
         self._width = 0
         self._wide = 0
@@ -101,14 +104,6 @@ class Transcript(ScrollView, can_focus=True):
         if self._is_laid_out:
             self._make_window(views)
 
-    def append(self, entry: Entry) -> None:
-        """Put a message below the last one, and go to it."""
-        self._entries.append(entry)
-        if self._is_laid_out:
-            self._cards.append(Card(entry.message, entry.branches, self.look))
-        self._measure()
-        self._go_to(self.max_scroll_y)
-
     def take(self, message: Message, live: Live | None = None) -> None:
         """Take a newer state of the last message; the view follows only if it was at the end."""
         at_end = self.is_at_end
@@ -124,6 +119,14 @@ class Transcript(ScrollView, can_focus=True):
     def is_at_end(self) -> bool:
         """Whether the last line is in sight."""
         return self.scroll_offset.y >= self.max_scroll_y - 1
+
+    def change(self, index: int, message: Message) -> None:
+        """Take a newer state of any message; what is read stays where it is."""
+        self._entries[index] = replace(self._entries[index], message=message)
+        self._reach(index)
+        self._cards[index - self._first].take(message)
+        self._measure()
+        self.refresh()
 
     def select_message(self, index: int | None) -> None:
         """Put the cursor on a message and bring it into sight; None takes it off."""
@@ -164,6 +167,25 @@ class Transcript(ScrollView, can_focus=True):
         self._shows_source = shows_source
         self._set_anew()
 
+    def show_findings(self, id: str, findings: Findings) -> None:
+        """Show what was found about the steps of a message, below it."""
+        self._findings[id] = findings
+        self._tell_checks(lambda card: card.message.id == id)
+
+    def show_checks(self, view: ChecksView) -> None:
+        """Show more or less of what was found about the steps of all messages."""
+        self._checks_view = view
+        self._tell_checks(lambda card: card.message.id in self._findings)
+
+    def _tell_checks(self, is_meant: Callable[[Card], bool]) -> None:
+        at_end = self.is_at_end
+        for card in filter(is_meant, self._cards):
+            card.set_findings(self._findings[card.message.id], self._checks_view)
+        self._measure()
+        if at_end:
+            self._go_to(self.max_scroll_y)
+        self.refresh()
+
     def mark_matches(self, query: str) -> None:
         """Mark where a text stands, whatever its case; an empty one marks nothing."""
         self._query = query.casefold()
@@ -180,7 +202,7 @@ class Transcript(ScrollView, can_focus=True):
         self._reach(index)
         card, wanted = self._cards[index - self._first], query.casefold()
         is_question = card.message.role == "user"
-        if is_question or wanted in card.message.thinking.casefold():
+        if is_question or wanted in card.message.open_thinking.casefold():
             card.set_view("all")
             self._measure()
         counts = [read_text([line]).casefold().count(wanted) for line in card.lines]
@@ -251,7 +273,9 @@ class Transcript(ScrollView, can_focus=True):
 
     def _make_card(self, index: int) -> Card:
         entry = self._entries[index]
-        return Card(entry.message, entry.branches, self.look)
+        card = Card(entry.message, entry.branches, self.look)
+        card.set_findings(self._findings.get(entry.message.id), self._checks_view)
+        return card
 
     def _make_window(self, views: dict[str, ThinkingView]) -> None:
         """Make cards from the last message up, until they fill some screens."""
@@ -345,16 +369,8 @@ class Transcript(ScrollView, can_focus=True):
             gutter = own_mark if not is_selected else Span(own_mark.text, "cursor")
         line: Line = (gutter, *card.lines[number])
         if self._query:
-            line = self._mark_query(line)
+            line = mark_text(line, self._query, "match")
         return self._mark_selection(line, row)
-
-    def _mark_query(self, line: Line) -> Line:
-        text = read_text([line]).casefold()
-        at = text.find(self._query)
-        while at >= 0:
-            line = mark_line(line, at, at + len(self._query), "match")
-            at = text.find(self._query, at + len(self._query))
-        return line
 
     def _mark_selection(self, line: Line, row: int) -> Line:
         selection = self.text_selection
