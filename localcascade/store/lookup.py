@@ -35,9 +35,13 @@ def find_model(name: str) -> Path:
     path = _expand(name)
     if _reads_as_path(name) and path.is_file():
         return path
+    # The catalog, which costs more time than the rest, says nothing of a name that is installed.
+    installed = _find_installed(name) if NAME_PATTERN.fullmatch(name) else None
+    if installed:
+        return installed
     catalog = load_catalog()
     own_name, entry = catalog.find_entry(name) or (name, None)
-    installed = _find_installed(own_name)
+    installed = _find_installed(own_name) if own_name != name else None
     if installed:
         return installed
     if path.is_file():

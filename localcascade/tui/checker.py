@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from textual.message import Message as TextualMessage
@@ -77,6 +78,5 @@ class Checker(Closing):
 
 def has_algebra() -> bool:
     """Whether all steps can be checked, and not only plain arithmetic."""
-    from localcascade.maths.algebra import is_available
-
-    return is_available()
+    # Asked before the first paint, for which the maths need not be imported.
+    return find_spec("sympy") is not None

@@ -228,10 +228,11 @@ async def test_mode_budget_and_sampling_go_into_the_request() -> None:
         await say(pilot, "a")
         await pilot.press("f3", "f4")
         panel = app.screen.query_one(Panel)
-        assert panel.display and not panel.query_one("#field-thinking", Switch).value
+        assert not panel.query_one("#field-thinking", Switch).value
         panel.query_one("#field-temperature", Input).value = "0.5"
         panel.query_one("#field-system", Input).value = "Be brief."
         await pilot.press("f4")
+        assert not app.screen.query(Panel)
         await say(pilot, "b")
         first, second = engine.requests
         assert first.thinking and first.thinking_budget is not None
