@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,7 +81,9 @@ def chat(
         preferences = openings.preferences
         if tutor or topic is not None:
             preferences = call_tutor(preferences)
-        ChatApp(openings, first, preferences, shelf, topic).run()
+        app = ChatApp(openings, first, preferences, shelf, topic, openings.archive)
+        gc.freeze()  # to look through all that is imported would hold the keys, again and again
+        app.run()
 
 
 def choose_topic(text: str) -> str:

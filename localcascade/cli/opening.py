@@ -17,6 +17,7 @@ from localcascade.store import find_model, list_installed, mark_used
 from quantize.closing import Closing
 
 if TYPE_CHECKING:
+    from localcascade.chat.archive import Archive
     from localcascade.chat.conversation import Conversation
     from localcascade.cli.loading import Source
     from localcascade.history import History
@@ -72,6 +73,13 @@ class Openings(Closing):
         sampling = Sampling(**asdict(own.sampling))
         manner = Manner(own.mode == "thinking", sampling, own.budget_tokens, own.system)
         return Preferences(own.theme, own.keys, manner, own.check_steps)
+
+    @property
+    def archive(self) -> Archive | None:
+        """The conversations that are kept; None where there is no history."""
+        from localcascade.chat.archive import Archive
+
+        return Archive(self._history) if self._history is not None else None
 
     def begin(self, model: str | None) -> Opening:
         """Begin a new conversation.

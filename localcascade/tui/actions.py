@@ -18,6 +18,7 @@ GROUPS: Final[Mapping[str, str]] = MappingProxyType(
         "chat": "Conversation",
         "lesson": "Tutor and practice",
         "models": "Models",
+        "sessions": "Conversations",
         "attach": "Attaching files",
         "practice": "Choosing a problem",
         "app": "Program",

@@ -1,45 +1,38 @@
-"""The chat program: which screen is shown, with which conversation and model."""
+"""The chat program: which screen is shown, with which conversation and model.
+
+All screens but the first are imported when they are shown, so that the first is painted sooner.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 
 from localcascade.chat.composition import Manner
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Conversation
 from localcascade.chat.exchange import Exchange
 from localcascade.chat.tutor import load_tutor
-from localcascade.errors import CascadeError
+from localcascade.errors import CascadeError, ModelNotFound
 from localcascade.settings import THEMES, save_theme
 from localcascade.tui.actions import apply_keys, collect_ids, list_actions
 from localcascade.tui.screens.chat import ChatScreen
-from localcascade.tui.screens.fetch import FetchScreen
-from localcascade.tui.screens.first_run import FirstChoice, FirstRunScreen
-from localcascade.tui.screens.help import HelpScreen
 from localcascade.tui.screens.lesson import LessonScreen
-from localcascade.tui.screens.models import ModelScreen
 from localcascade.tui.screens.palette import ActionProvider
-from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.shelf import Offer, Shelf
 from localcascade.tui.speaker import ChatEngine
 from localcascade.tui.themes import find_next_theme, register_themes
-from localcascade.tui.widgets.attach import AttachPicker
 
-_SCREENS = (
-    LessonScreen,
-    PracticeScreen,
-    ModelScreen,
-    FetchScreen,
-    FirstRunScreen,
-    HelpScreen,
-    AttachPicker,
-)
+if TYPE_CHECKING:
+    from localcascade.chat.archive import Archive
+    from localcascade.tui.screens.first_run import FirstChoice
+    from localcascade.tui.screens.sessions import SessionChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +80,7 @@ class ChatApp(App[None]):
         opening: The first one; None where no model is installed yet.
         preferences: The user's.
         shelf: The models to choose from; None offers none.
+        archive: The conversations that are kept; None where there is no history.
         topic: Words to filter the practice problems with, which are shown at first; None shows
             the conversation.
     """
@@ -96,6 +90,7 @@ class ChatApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "show_keys", "Keys", id="app.help", priority=True),
         Binding("f2", "choose_model", "Models", id="app.models", priority=True),
+        Binding("ctrl+l", "choose_session", "Conversations", id="app.sessions", priority=True),
         Binding("ctrl+n", "begin_anew", "New conversation", id="app.new", priority=True),
         Binding("f10", "turn_theme", "Next theme", id="app.theme", priority=True),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
@@ -108,8 +103,10 @@ class ChatApp(App[None]):
         preferences: Preferences | None = None,
         shelf: Shelf | None = None,
         topic: str | None = None,
+        archive: Archive | None = None,
     ) -> None:
         super().__init__()
+        self._archive = archive
         self._topic = topic
         self._source, self._opening, self._shelf = source, opening, shelf
         self._preferences = preferences or Preferences()
@@ -117,35 +114,55 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         """Show the first conversation, or what there is to begin with."""
-        problems = apply_keys(self, self._preferences.keys, collect_ids(ChatApp, *_SCREENS))
-        for problem in problems:
-            self._tell(problem)
+        if self._preferences.keys:
+            for problem in apply_keys(self, self._preferences.keys, _collect_ids()):
+                self._tell(problem)
         if self._opening is not None:
             self.push_screen(self._make_screen(self._opening))
-        elif self._shelf is not None:
-            self.push_screen(FirstRunScreen(self._shelf), self._begin_first)
+        else:
+            self._begin_again()
 
     def on_unmount(self) -> None:
         """End the engine."""
         if self._opening is not None:
             self._opening.engine.close()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Allow what changes the conversation only where one is on the screen."""
+        if action in ("choose_model", "choose_session", "begin_anew"):
+            below_palette = [s for s in self.screen_stack if not isinstance(s, CommandPalette)]
+            return isinstance(below_palette[-1], ChatScreen)
+        return super().check_action(action, parameters)
+
     def action_show_keys(self) -> None:
         """List what the keys do on this screen."""
+        from localcascade.tui.screens.help import HelpScreen
+
         if not isinstance(self.screen, HelpScreen):
             note = 'Other keys: a [keys] table in settings.toml, as chat.stop = "ctrl+x".'
             self.push_screen(HelpScreen(list_actions(self.screen), note))
 
     def action_choose_model(self) -> None:
         """Go on with another model."""
-        if self._shelf is not None and isinstance(self.screen, ChatScreen):
+        if self._shelf is not None:
+            from localcascade.tui.screens.models import ModelScreen
+
             name = self._opening.model if self._opening is not None else ""
             self.push_screen(ModelScreen(self._shelf, name), self._use_offer)
 
+    def action_choose_session(self) -> None:
+        """Go on with another conversation, or delete some."""
+        if self._archive is None:
+            self._tell("There is no history here, so no other conversation is kept.")
+            return
+        from localcascade.tui.screens.sessions import SessionScreen
+
+        current = self._opening.conversation.session if self._opening is not None else None
+        self.push_screen(SessionScreen(self._archive, current), self._use_session)
+
     def action_begin_anew(self) -> None:
         """Leave this conversation, which is kept, for a new one."""
-        if isinstance(self.screen, ChatScreen):
-            self._open(None)
+        self._open(None)
 
     def action_turn_theme(self) -> None:
         """Change to the next theme, and remember it."""
@@ -159,6 +176,8 @@ class ChatApp(App[None]):
         if choice is None:
             self.exit()
         elif choice == "browse" and self._shelf is not None:
+            from localcascade.tui.screens.models import ModelScreen
+
             self.push_screen(ModelScreen(self._shelf), self._begin_browsed)
         elif isinstance(choice, Offer):
             self._use_offer(choice)
@@ -169,6 +188,8 @@ class ChatApp(App[None]):
     def _begin_again(self) -> None:
         """Show what there is to begin with, where nothing was chosen."""
         if self._opening is None and self._shelf is not None:
+            from localcascade.tui.screens.first_run import FirstRunScreen
+
             self.push_screen(FirstRunScreen(self._shelf), self._begin_first)
 
     def _use_offer(self, offer: Offer | None) -> None:
@@ -177,22 +198,43 @@ class ChatApp(App[None]):
         if offer.state == "installed":
             self._open(offer.name)
         else:
+            from localcascade.tui.screens.fetch import FetchScreen
 
             def open_fetched(is_here: bool | None) -> None:
                 self._open(offer.name) if is_here else self._begin_again()
 
             self.push_screen(FetchScreen(self._shelf, offer), open_fetched)
 
+    def _use_session(self, choice: SessionChoice) -> None:
+        if choice == "new":
+            self._show(lambda: self._source.begin(None))
+        elif choice is not None:
+            self._show(lambda: self._resume(choice.id, choice.model))
+
+    def _resume(self, session: str, model: str) -> Opening:
+        """Open a conversation with its own model, or with the present one where that is gone."""
+        try:
+            return self._source.resume(session, None)
+        except ModelNotFound:
+            if self._opening is None:
+                raise
+            opening = self._source.resume(session, self._opening.model)
+            notice = f"{model} is not installed: {opening.model} goes on with this conversation."
+            return replace(opening, notice=f"{notice} {opening.notice}".strip())
+
     def _open(self, model: str | None) -> None:
         """Open a new conversation, or the present one with another model."""
+        session = self._opening.conversation.session if self._opening is not None else None
+        if model is not None and session is not None:
+            self._show(lambda: self._source.resume(session, model))
+        else:
+            self._show(lambda: self._source.begin(model))
+
+    def _show(self, open_conversation: Callable[[], Opening]) -> None:
+        """Open a conversation in the place of the present one, which stays if that fails."""
         old = self._opening
-        session = old.conversation.session if old is not None else None
         try:
-            self._opening = (
-                self._source.resume(session, model)
-                if model is not None and session is not None
-                else self._source.begin(model)
-            )
+            self._opening = open_conversation()
         except CascadeError as error:
             self._tell(f"{error} {error.hint}".strip())
             return
@@ -219,3 +261,17 @@ class ChatApp(App[None]):
 
     def _tell(self, text: str) -> None:
         self.notify(make_safe(text), severity="error", markup=False, timeout=8)
+
+
+def _collect_ids() -> set[str]:
+    """The ids of all actions there are, on whatever screen."""
+    from localcascade.tui.screens.fetch import FetchScreen
+    from localcascade.tui.screens.first_run import FirstRunScreen
+    from localcascade.tui.screens.help import HelpScreen
+    from localcascade.tui.screens.models import ModelScreen
+    from localcascade.tui.screens.practice import PracticeScreen
+    from localcascade.tui.screens.sessions import SessionScreen
+    from localcascade.tui.widgets.attach import AttachPicker
+
+    screens = (PracticeScreen, ModelScreen, SessionScreen, FetchScreen, FirstRunScreen, HelpScreen)
+    return collect_ids(ChatApp, LessonScreen, *screens, AttachPicker)

@@ -106,6 +106,8 @@ class Speaker:
     ) -> None:
         self._engine, self._listener, self._read_clock = engine, listener, read_clock
         self._chat: Chat | None = None
+        self.turn: Turn | None = None
+        """The last one, perhaps still running."""
 
     async def load(self) -> None:
         """Load the model in a thread."""
@@ -122,7 +124,7 @@ class Speaker:
 
     async def speak(self, request: ChatRequest) -> None:
         """Run a turn to its end, or until it is cancelled; told of a few times a second."""
-        turn = Turn(self._read_clock())
+        turn = self.turn = Turn(self._read_clock())
         try:
             self._chat = self._engine.achat(request)
             await self._listen(self._chat, turn)

@@ -287,6 +287,7 @@ async def test_without_sympy_steps_are_marked_only_when_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("localcascade.maths.algebra.find_spec", lambda name: None)
+    monkeypatch.setattr("localcascade.tui.checker.find_spec", lambda name: None)
     text = "$2 + 3 = 6$ and $(x + 1)^2 = x^2 + 2x + 1$"
     app, _ = open_lesson(think_and_say("", text), tutored=False)
     async with app.run_test(size=(80, 30), notifications=True) as pilot:

@@ -82,14 +82,13 @@ class ChatScreen(ReadingScreen):
 
     def compose(self) -> ComposeResult:
         """Everything but the side panel; what opens between is hidden."""
-        with Horizontal(id="middle"):
-            with Vertical(id="left"):
-                yield Static(make_safe(self._top_line), id="top", markup=False)
-                yield self._transcript
-                yield Finder(id="finder")
-                yield AttachPicker(id="attach")
-                yield Static("", id="notice", markup=False)
-                yield Composer(id="composer")
+        with Horizontal(id="middle"), Vertical(id="left"):
+            yield Static(make_safe(self._top_line), id="top", markup=False)
+            yield self._transcript
+            yield Finder(id="finder")
+            yield AttachPicker(id="attach")
+            yield Static("", id="notice", markup=False)
+            yield Composer(id="composer")
         yield self._gauge
 
     def on_mount(self) -> None:
@@ -98,6 +97,13 @@ class ChatScreen(ReadingScreen):
         self._show_path()
         self._show_notice(self._notice)
         self.call_after_refresh(self._begin_loading)
+
+    def on_unmount(self) -> None:
+        """Keep what there is of an answer that is left."""
+        turn = self._speaker.turn
+        if turn is not None and self._exchange.is_busy:
+            turn.stop()
+            self._exchange.end(turn)
 
     def _begin_loading(self) -> None:
         self.run_worker(self._speaker.load(), group="load")
