@@ -97,8 +97,10 @@ class Card:
         """All its lines; the last one is blank."""
         if self._lines is None:
             is_question = self.message.role in ("user", "system")
-            body = self._fold(self._body) if is_question else self._body
-            parts = [self._draw_thinking(), body, self._draw_checks(), self._draw_foot()]
+            body, checks = self._body, self._draw_checks()
+            if is_question:  # what is found of an attempt stands right below it
+                body, checks = [*self._fold(body), *checks], []
+            parts = [self._draw_thinking(), body, checks, self._draw_foot()]
             self._lines = [line for part in parts if part for line in (*part, BLANK)] or [BLANK]
         return self._lines
 
@@ -174,8 +176,8 @@ class Card:
         figures += [f"{self.live.n_thinking:,} tokens"] if self.live.n_thinking > 1 else []
         if is_thinking and self.live.tokens_per_s:
             figures.append(f"{self.live.tokens_per_s:.0f} tok/s")
-        figures += ["sealed"] if is_sealed else []
-        head = " · ".join([f"{mark} {word} {figures[0] if figures else ''}".rstrip(), *figures[1:]])
+        parts = [f"{mark} {word} {figures[0] if figures else ''}".rstrip(), *figures[1:]]
+        head = " · ".join([*parts, "sealed"] if is_sealed else parts)
         room = self._look.width - len(head) - 3
         step = find_step(make_safe(self.message.open_thinking)) if room > 12 else ""
         shown = step if len(step) <= room else f"{step[: room - 1]}…"

@@ -15,9 +15,9 @@ from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.speaker import ChatEngine
 from localcascade.tui.widgets.composer import Composer
 
-HELP_KEYS = "Alt+H a hint · Alt+N the next step · Alt+L the solution"
-TUTOR_NOTICE = f"Tutor mode: {HELP_KEYS} · thinking is sealed, Alt+R shows it"
-PRACTICE_NOTICE = f"Write your answer, then Alt+A checks it. {HELP_KEYS}"
+HELP_KEYS = "Alt+H hint · Alt+N next step · Alt+L solution"
+TUTOR_NOTICE = f"Tutor: {HELP_KEYS} · Alt+R unseals thinking"
+PRACTICE_NOTICE = f"Write your answer; Alt+A checks it. {HELP_KEYS}"
 
 
 class LessonScreen(ChatScreen):
@@ -71,11 +71,12 @@ class LessonScreen(ChatScreen):
 
     def action_ask_help(self, level: Level) -> None:
         """Send what is being written, if anything, with the wish for a level of help."""
-        composer, tutor = self.query_one(Composer), self._require_tutor()
+        composer = self.query_one(Composer)
         if not composer.text.strip() and not self._exchange.conversation.path:
             self._notify("Write a problem first, or choose one with Alt+P.", "information")
         elif not self._exchange.is_busy:
-            composer.post_message(Composer.Submitted(tutor.ask(level, composer.text)))
+            wish = self._require_tutor().ask(level, composer.text)
+            composer.post_message(Composer.Submitted(wish))
 
     def action_reveal(self) -> None:
         """Show the thinking of the selected or last answer, and let it be found."""

@@ -45,7 +45,7 @@ class PracticeScreen(ModalScreen[Problem | None]):
         super().__init__()
         self._problems = {problem.id: problem for problem in problems}
         self._query = query
-        self._width = 0
+        self._drawn: dict[tuple[str, int], Content] = {}
 
     def compose(self) -> ComposeResult:
         """The filter, the problems, and what Enter does."""
@@ -66,7 +66,7 @@ class PracticeScreen(ModalScreen[Problem | None]):
 
     def on_resize(self, _event: events.Resize) -> None:
         """Draw the problems anew, as wide as they can be."""
-        self.call_after_refresh(self._draw_rows)
+        self.call_after_refresh(self._redraw)
 
     @on(Input.Changed)
     def _filter(self, event: Input.Changed) -> None:
@@ -101,6 +101,13 @@ class PracticeScreen(ModalScreen[Problem | None]):
         if option.id is not None:
             self.dismiss(self._problems[option.id])
 
+    def _redraw(self) -> None:
+        """Draw the same problems again, with the cursor on the same one."""
+        rows = self.query_one(OptionList)
+        at = rows.highlighted
+        self._draw_rows()
+        rows.highlighted = rows.highlighted if at is None else at
+
     def _draw_rows(self) -> None:
         rows = self.query_one(OptionList)
         width = max(rows.scrollable_content_region.width - 2, 20)
@@ -109,12 +116,19 @@ class PracticeScreen(ModalScreen[Problem | None]):
         for topic, problems in groupby(shown, key=lambda problem: problem.topic):
             listed = list(problems)
             rows.add_option(Option(_draw_heading(topic, listed[0].level), disabled=True))
-            rows.add_options(Option(draw_problem(each, width), id=each.id) for each in listed)
+            rows.add_options(Option(self._draw(each, width), id=each.id) for each in listed)
         rows.highlighted = 1 if shown else None
         told = f"{len(shown)} of {len(self._problems)} problems"
         self.query_one("#practice-hint", Static).update(
             f"{told}  ·  Enter begins with one  ·  Esc closes" if shown else "There is none."
         )
+
+    def _draw(self, problem: Problem, width: int) -> Content:
+        """Draw a problem once for each width: the list is filled anew at every key."""
+        key = problem.id, width
+        if key not in self._drawn:
+            self._drawn[key] = draw_problem(problem, width)
+        return self._drawn[key]
 
 
 def draw_problem(problem: Problem, width: int) -> Content:
