@@ -153,13 +153,14 @@ def measure(
     """
     from localcascade.cli.progress import draw_counts
     from localcascade.engine.client import Engine
+    from localcascade.engine.wire import CHAT_OUTPUTS
 
     n_ctx = max(test.depth + test.n_tokens for test in tests)
     n_runs = sum(test.n_repetitions for test in tests) * len(batches)
     n_done = 0
     with draw_counts({"bench": ("Measuring", " runs")}) as on_progress:
         for n_batch in batches:
-            options: dict[str, Any] = {"n_batch": n_batch, "n_outputs": 1, "checkpoint_bytes": 0}
+            options = {"n_batch": n_batch, "n_outputs": CHAT_OUTPUTS, "checkpoint_bytes": 0}
             with Engine(path, n_ctx=n_ctx, **options, **loading) as engine:
                 engine.load()
                 for test in tests:

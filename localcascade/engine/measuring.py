@@ -9,7 +9,8 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from localcascade.engine import _llama
@@ -17,13 +18,19 @@ from localcascade.engine.model import Model
 from localcascade.engine.wire import SpeedTest
 from localcascade.errors import ContextFull, NativeError
 
+Clock = Callable[[], float]
+"""Tells seconds since some moment."""
 
-def measure_speed(model: Model, test: SpeedTest) -> Iterator[float]:
+
+def measure_speed(
+    model: Model, test: SpeedTest, clock: Clock = time.perf_counter
+) -> Iterator[float]:
     """Time a model; its first sequence must be free, and nothing of it is kept.
 
     Args:
         model: The model.
         test: What to time. One run to warm up comes before.
+        clock: What it is timed with.
 
     Yields:
         Seconds of each repetition, spent within llama_decode.
@@ -40,13 +47,15 @@ def measure_speed(model: Model, test: SpeedTest) -> Iterator[float]:
         tokens[0] = model.vocabulary.bos
     _prepare(model, tokens[: min(test.n_prompt or 1, model.n_batch)])  # warms up
     state = _prepare(model, tokens[: test.depth])
+    read = partial(_time_decoding, model, clock, model.n_batch)
+    write = partial(_time_decoding, model, clock, 1)
     for _ in range(test.n_repetitions):
         _llama.clear_memory(model.context)
         if test.depth:
             _llama.write_state(model.context, 0, state)
         end = test.depth + test.n_prompt
-        reading_s = _time_decoding(model, tokens[test.depth : end], test.depth, model.n_batch)
-        yield reading_s + _time_decoding(model, tokens[end:], end, 1)
+        reading_s = read(tokens[test.depth : end], test.depth)
+        yield reading_s + write(tokens[end:], end)
     _llama.clear_memory(model.context)
 
 
@@ -62,21 +71,23 @@ def _check_test(model: Model, test: SpeedTest) -> None:
 def _prepare(model: Model, tokens: Sequence[int]) -> bytes:
     """Read tokens from an empty context, and get the state after them."""
     _llama.clear_memory(model.context)
-    _time_decoding(model, tokens, 0, model.n_batch)
+    _time_decoding(model, time.perf_counter, model.n_batch, tokens, 0)
     return _llama.read_state(model.context, 0) if tokens else b""
 
 
-def _time_decoding(model: Model, tokens: Sequence[int], start: int, n_step: int) -> float:
+def _time_decoding(
+    model: Model, clock: Clock, n_step: int, tokens: Sequence[int], start: int
+) -> float:
     """Decode tokens, some at a time, and sum up the seconds that llama.cpp needs for it."""
     elapsed_s = 0.0
     for i in range(0, len(tokens), n_step):
         model.batch.clear()
         model.batch.add(0, tokens[i : i + n_step], start + i)
-        begun_s = time.perf_counter()
+        begun_s = clock()
         if not model.batch.decode(model.context):
             raise NativeError("llama_decode", _llama.NO_ROOM)
         _llama.synchronize(model.context)
-        elapsed_s += time.perf_counter() - begun_s
+        elapsed_s += clock() - begun_s
     return elapsed_s
 
 
