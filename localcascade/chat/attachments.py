@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from localcascade.errors import CascadeError
 
-CountTokens = Callable[[str], int]
+CountTokens = Callable[[str], int | None]
+"""Counts the tokens of a text; None where that is not known, and has to be estimated."""
 
 BYTES_PER_TOKEN = 3.5
 """Of English text and code, roughly; small on purpose, so that an estimate is rather too high."""
@@ -39,7 +40,9 @@ class Attachment:
     n_bytes: int
     """On the disk."""
     n_tokens: int
-    """Of the text; an estimate while no model is loaded."""
+    """Of the text."""
+    is_estimate: bool = False
+    """Whether they are estimated, as no model was there to count them."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -53,7 +56,7 @@ def find_byte_limit(limit_tokens: int) -> int:
 
 
 def make_attachment(
-    path: str, data: bytes, limit_tokens: int, count_tokens: CountTokens = estimate_tokens
+    path: str, data: bytes, limit_tokens: int, count_tokens: CountTokens
 ) -> Attachment:
     """Take a file along, if it is text and not too much of it.
 
@@ -68,11 +71,29 @@ def make_attachment(
     """
     if len(data) > find_byte_limit(limit_tokens):
         raise _refuse_size(path, f"more than {find_byte_limit(limit_tokens):,} bytes", limit_tokens)
-    text = decode_text(path, data)
-    n_tokens = count_tokens(text)
+    found = Attachment(path, decode_text(path, data), len(data), 0)
+    return measure_attachment(found, limit_tokens, count_tokens)
+
+
+def measure_attachment(
+    attachment: Attachment, limit_tokens: int, count_tokens: CountTokens
+) -> Attachment:
+    """Count the tokens of a file, again once a model is there that can.
+
+    Args:
+        attachment: The file.
+        limit_tokens: Most tokens, those of what else is taken along not counted.
+        count_tokens: Counts those of a text.
+
+    Raises:
+        AttachmentRefused: There are too many.
+    """
+    counted = count_tokens(attachment.text)
+    n_tokens = estimate_tokens(attachment.text) if counted is None else counted
     if n_tokens > limit_tokens:
-        raise _refuse_size(path, f"{n_tokens:,} tokens", limit_tokens)
-    return Attachment(path, text, len(data), n_tokens)
+        about = "about " if counted is None else ""
+        raise _refuse_size(attachment.path, f"{about}{n_tokens:,} tokens", limit_tokens)
+    return replace(attachment, n_tokens=n_tokens, is_estimate=counted is None)
 
 
 def decode_text(path: str, data: bytes) -> str:

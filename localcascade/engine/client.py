@@ -163,6 +163,10 @@ class Engine(Closing):
         frame, _ = self._start()[0].ask("tokenize", text=text, parse_special=parse_special)
         return list(frame["tokens"])
 
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text; raises as tokenize does."""
+        return len(self.tokenize(text))
+
     def logits(self, tokens: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
         """Run the model over tokens.
 

@@ -45,6 +45,9 @@ class ChatEngine(Protocol):
     def achat(self, request: ChatRequest) -> Chat:
         """Generate one turn."""
 
+    def count_tokens(self, text: str) -> int | None:
+        """Count the tokens of a text; None where the model's are not known."""
+
     def close(self) -> None:
         """End it."""
 
@@ -108,6 +111,7 @@ class Speaker:
         self._chat: Chat | None = None
         self.turn: Turn | None = None
         """The last one, perhaps still running."""
+        self._is_loaded = False
 
     async def load(self) -> None:
         """Load the model in a thread."""
@@ -120,7 +124,12 @@ class Speaker:
         except CascadeError as error:
             self._listener.post_message(ModelFailed(error))
         else:
+            self._is_loaded = True
             self._listener.post_message(ModelLoaded(info))
+
+    def count_tokens(self, text: str) -> int | None:
+        """Count the tokens of a text, which takes a moment; None while no model is loaded."""
+        return self._engine.count_tokens(text) if self._is_loaded else None
 
     async def speak(self, request: ChatRequest) -> None:
         """Run a turn to its end, or until it is cancelled; told of a few times a second."""

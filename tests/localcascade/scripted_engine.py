@@ -50,6 +50,8 @@ class ScriptedEngine:
     requests: list[ChatRequest] = field(default_factory=list)
     chats: list[ScriptedChat] = field(default_factory=list)
     is_closed: bool = False
+    counts: bool = True
+    """Whether it can count tokens: a word is one."""
 
     def load(self, on_progress: Callable[[str, int, int], None] | None = None) -> ModelInfo:
         if self.failure is not None:
@@ -63,6 +65,9 @@ class ScriptedEngine:
         script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
         self.chats.append(ScriptedChat(script))
         return self.chats[-1]
+
+    def count_tokens(self, text: str) -> int | None:
+        return len(text.split()) if self.counts else None
 
     def close(self) -> None:
         self.is_closed = True

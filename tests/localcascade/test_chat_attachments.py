@@ -14,6 +14,7 @@ from localcascade.chat.attachments import (
     decode_text,
     estimate_tokens,
     make_attachment,
+    measure_attachment,
     write_attachment,
     write_code_span,
     write_message,
@@ -89,3 +90,14 @@ def test_the_estimate_is_above_what_a_tokenizer_counts() -> None:
     # 9 tokens with the tokenizer of GPT-4, whose vocabulary is of the same size as Nemotron's.
     assert 9 <= estimate_tokens("The quick brown fox jumps over the lazy dog") <= 18
     assert estimate_tokens("") == 0
+
+
+def test_an_estimate_is_marked_until_somebody_counts() -> None:
+    guessed = make_attachment("a.txt", b"four words are here", 100, lambda text: None)
+    assert (guessed.n_tokens, guessed.is_estimate) == (estimate_tokens(guessed.text), True)
+    counted = measure_attachment(guessed, 4, lambda text: len(text.split()))
+    assert (counted.n_tokens, counted.is_estimate) == (4, False)
+    with pytest.raises(AttachmentRefused, match="4 tokens"):
+        measure_attachment(guessed, 3, lambda text: len(text.split()))
+    with pytest.raises(AttachmentRefused, match="about 6 tokens"):
+        measure_attachment(guessed, 3, lambda text: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from textual.widgets import Input, Static, Switch
 from localcascade.chat.composition import CONTINUE
 from localcascade.chat.conversation import Message
 from localcascade.chat.lines import read_text
+from localcascade.engine.wire import ModelInfo
 from localcascade.errors import ModelFileError
 from localcascade.prompt.events import Delta, PromptProgress
 from localcascade.tui.app import ChatApp
@@ -22,6 +24,7 @@ from localcascade.tui.widgets.gauge import Gauge, Readings, list_figures
 from localcascade.tui.widgets.panel import Panel
 from localcascade.tui.widgets.transcript import Transcript
 from tests.localcascade.scripted_engine import ScriptedEngine, end, open_chat, think_and_say
+from tests.localcascade.shelves import wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -400,3 +403,67 @@ async def test_the_gauge_keeps_what_matters(width: int) -> None:
         assert figures[3:] == ["prompt 1.2k tok/s", "2.0k reused", "3.0 GiB"]
         n_shown = sum(figure in text for figure in figures)
         assert n_shown == {30: 1, 60: 3, 200: 6}[width]
+
+
+class SlowEngine(ScriptedEngine):
+    """Loads only when it is let."""
+
+    def load(self, on_progress: object = None) -> ModelInfo:
+        self.gate.wait()
+        return super().load()
+
+    gate = threading.Event()
+
+
+async def attach(pilot: Pilot[None], name: str) -> None:
+    await pilot.press("@")
+    await wait_until(pilot, lambda: "files" in read_state(pilot.app))
+    await pilot.press(*name, "enter")
+
+
+def read_state(app: App[None]) -> str:
+    return str(app.screen.query_one("#attach-state", Static).content)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [(True, "notes.txt (11 B, 2 tokens)"), (False, "notes.txt (11 B, ~4 tokens)")],
+)
+async def test_a_file_goes_along_with_its_tokens_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: bool, told: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("hello world")
+    monkeypatch.chdir(tmp_path)
+    app, engine = chat_with(think_and_say("", "ok"))
+    engine.counts = counts
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        await attach(pilot, "notes")
+        await wait_until(pilot, lambda: told in read_notice(app))
+        await say(pilot, "What is this?")
+        (message,) = engine.requests[0].messages
+        assert "hello world" in message["content"]
+        assert message["content"].endswith("What is this?")
+
+
+async def test_once_the_model_is_there_files_are_counted_and_must_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.txt").write_text("one two three")
+    (tmp_path / "large.txt").write_text("x " * 1500)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SlowEngine, "gate", threading.Event())
+    engine = SlowEngine([think_and_say("", "ok")], n_ctx=1000)
+    app = open_chat(engine)
+    async with app.run_test(notifications=True) as pilot:
+        await attach(pilot, "small")
+        await wait_until(pilot, lambda: "small.txt (13 B, ~4 tokens)" in read_notice(app))
+        await attach(pilot, "large")
+        await wait_until(pilot, lambda: "large.txt (2.9 KiB, ~858 tokens)" in read_notice(app))
+        engine.gate.set()
+        await wait_until(pilot, lambda: "small.txt (13 B, 3 tokens)" in read_notice(app))
+        assert "large.txt" not in read_notice(app)
+        told = [note.message for note in app._notifications]
+        assert any("Taken off: large.txt" in text and "1,500 tokens" in text for text in told)
+        await attach(pilot, "large")
+        await wait_until(pilot, lambda: "1,500 tokens" in read_state(app))

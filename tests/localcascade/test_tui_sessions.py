@@ -175,7 +175,7 @@ def test_a_row_is_one_line_as_wide_as_it_may_be(entry: Entry, width: int) -> Non
 
 def test_a_row_tells_title_model_messages_and_age() -> None:
     words = draw_row(ENTRIES[1], 100, NOW_S).plain.split()
-    assert words[-4:] == ["cascade-24g", "1,234", "2", "h"]
+    assert words[-5:] == ["cascade-24g", "1,234", "messages", "2", "h"]
     assert "(no title)" in draw_row(ENTRIES[2], 80, NOW_S).plain
     assert draw_row(ENTRIES[0], 80, NOW_S, is_open=True).plain.startswith("● Roots")
 

@@ -90,6 +90,10 @@ class RemoteEngine(Closing):
         turn = RemoteTurn(self._endpoint, request)
         return AsyncChat(_run_async(self, turn), turn.answer_now)
 
+    def count_tokens(self, text: str) -> int | None:  # noqa: ARG002
+        """Say that the tokens of a text are not known: these servers have no common way to ask."""
+        return None
+
     def close(self) -> None:
         """Close the connections; a later request opens others."""
         with self._lock:

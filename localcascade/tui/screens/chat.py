@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 from textual.worker import Worker
 
-from localcascade.chat.attachments import Attachment, write_message
+from localcascade.chat.attachments import Attachment, measure_attachment, write_message
 from localcascade.chat.card import Live
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Message
 from localcascade.chat.exchange import Exchange
 from localcascade.chat.markdown import warm_up
 from localcascade.chat.turn import Turn
+from localcascade.errors import CascadeError
 from localcascade.prompt.events import ChatRequest
 from localcascade.tui import speaker
 from localcascade.tui.editor import edit_text
@@ -120,6 +122,8 @@ class ChatScreen(ReadingScreen):
     @on(speaker.ModelLoaded)
     def _show_loaded(self, event: speaker.ModelLoaded) -> None:
         self._read(n_ctx=event.info.n_ctx)
+        if self._attachments:
+            self._recount()
         self._check_answers()
         if not self._exchange.is_busy:
             self._read(
@@ -180,10 +184,8 @@ class ChatScreen(ReadingScreen):
 
     @on(Composer.AttachWanted)
     def _open_files(self) -> None:
-        readings = self._gauge.readings
-        taken = readings.context_tokens + sum(a.n_tokens for a in self._attachments)
-        room = max((readings.n_ctx or DEFAULT_CTX) - taken, 0) * 3 // 4
-        self.query_one(AttachPicker).open(Path.cwd(), room)
+        room = self._measure_room(self._attachments)
+        self.query_one(AttachPicker).open(Path.cwd(), room, self._speaker.count_tokens)
 
     @on(AttachPicker.Picked)
     def _take_file(self, event: AttachPicker.Picked) -> None:
@@ -197,9 +199,34 @@ class ChatScreen(ReadingScreen):
     def _end_attaching(self) -> None:
         self.query_one(Composer).focus()
 
+    def _measure_room(self, attachments: Sequence[Attachment]) -> int:
+        """Tokens that another file may have: a quarter of what is free is left for the answer."""
+        readings = self._gauge.readings
+        taken = readings.context_tokens + sum(a.n_tokens for a in attachments)
+        return max((readings.n_ctx or DEFAULT_CTX) - taken, 0) * 3 // 4
+
+    @work(thread=True, group="recount")
+    def _recount(self) -> None:
+        """Count what was only estimated; what has no room in the real context comes off."""
+        kept: list[Attachment] = []
+        counted = list(self._attachments)
+        for attachment in counted:
+            try:
+                room = self._measure_room(kept)
+                kept.append(measure_attachment(attachment, room, self._speaker.count_tokens))
+            except CascadeError as error:
+                self.app.call_from_thread(self._notify, f"Taken off: {error}", "warning")
+        self.app.call_from_thread(self._replace_attachments, counted, kept)
+
+    def _replace_attachments(self, old: list[Attachment], new: list[Attachment]) -> None:
+        if self._attachments:  # else they have been sent meanwhile
+            self._attachments = new + [a for a in self._attachments if a not in old]
+            self._show_attachments()
+
     def _show_attachments(self) -> None:
         parts = [describe_attachment(a) for a in self._attachments]
-        self._show_notice("Attached: " + ", ".join(parts) + ". Esc takes them off.")
+        attached = "Attached: " + ", ".join(parts) + ". Esc takes them off."
+        self._show_notice(attached if parts else "")
 
     @on(Panel.Changed)
     def _change_manner(self, event: Panel.Changed) -> None:

@@ -24,10 +24,11 @@ from localcascade.tui.offers import fit_cells, write_error
 
 SessionChoice = Entry | Literal["new"] | None
 
-KEYS = "Enter opens  ·  Ctrl+D deletes  ·  Ctrl+N begins a new one  ·  Esc closes"
+KEYS = "Enter opens · Ctrl+D deletes · Ctrl+N new · Esc closes"
 _MODEL_CELLS, _AGE_CELLS, _COUNT_CELLS = 18, 10, 5
 _WIDE_CELLS = 76
-"""Of a row that has room for the model."""
+"""Of a row that has room for the model, and for what the number counts."""
+_UNIT = " messages"
 
 
 class SessionScreen(ModalScreen[SessionChoice]):
@@ -232,13 +233,15 @@ def draw_row(entry: Entry, width: int, now_s: float, *, is_open: bool = False) -
         is_open: Whether it is the one on the screen.
     """
     quiet = "$foreground-muted"
-    model_cells = _MODEL_CELLS + 2 if width >= _WIDE_CELLS else 0
-    room = width - 2 - model_cells - _COUNT_CELLS - 2 - _AGE_CELLS - 2
+    is_wide = width >= _WIDE_CELLS
+    more_cells = (_MODEL_CELLS + 2 + len(_UNIT)) * is_wide
+    room = width - 2 - more_cells - _COUNT_CELLS - 2 - _AGE_CELLS - 2
     parts: list[str | tuple[str, str]] = [("● " if is_open else "  ", "$text-primary")]
     parts.append((fit_cells(_write_title(entry), max(room, 1)), "bold"))
-    if model_cells:
+    if is_wide:
         parts += ["  ", (fit_cells(_write_line(entry.model), _MODEL_CELLS), quiet)]
-    parts += ["  ", (f"{entry.n_messages:,}".rjust(_COUNT_CELLS), quiet)]
+    unit = (_UNIT if entry.n_messages != 1 else _UNIT[:-1].ljust(len(_UNIT))) * is_wide
+    parts += ["  ", (f"{entry.n_messages:,}".rjust(_COUNT_CELLS) + unit, quiet)]
     parts += ["  ", (write_age(now_s - entry.updated_s, now_s).rjust(_AGE_CELLS), quiet)]
     return Content.assemble(*parts)
 

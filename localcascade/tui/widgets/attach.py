@@ -16,7 +16,7 @@ from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
-from localcascade.chat.attachments import Attachment, CountTokens, estimate_tokens
+from localcascade.chat.attachments import Attachment, CountTokens
 from localcascade.chat.controls import make_safe
 from localcascade.errors import CascadeError
 from localcascade.tui.files import list_files, rank_files, read_attachment
@@ -25,6 +25,10 @@ from localcascade.tui.widgets.gauge import write_bytes, write_count
 
 N_ROWS = 50
 """Most files in the list; more letters find the others."""
+
+
+def _count_nothing(_text: str) -> int | None:
+    return None
 
 
 class AttachPicker(Vertical):
@@ -109,7 +113,7 @@ class AttachPicker(Vertical):
         super().__init__(id=id)
         self._folder = Path()
         self._limit_tokens = 0
-        self._count_tokens: CountTokens = estimate_tokens
+        self._count_tokens: CountTokens = _count_nothing
         self._paths: Sequence[str] | None = None
         self._shown: Sequence[str] = ()
 
@@ -126,14 +130,15 @@ class AttachPicker(Vertical):
         self.query_one(OptionList).can_focus = False
 
     def open(
-        self, folder: Path, limit_tokens: int, count_tokens: CountTokens = estimate_tokens
+        self, folder: Path, limit_tokens: int, count_tokens: CountTokens = _count_nothing
     ) -> None:
         """Show it and let the user type.
 
         Args:
             folder: In which to look.
             limit_tokens: Most tokens that a file may have.
-            count_tokens: Counts them; called in a thread, may wait for the engine.
+            count_tokens: Counts them; called in a thread, may wait for the engine. Without it
+                they are estimated.
         """
         self._folder, self._limit_tokens = folder, limit_tokens
         self._count_tokens = count_tokens
@@ -252,8 +257,9 @@ def draw_path(path: str) -> Content:
 
 
 def describe_attachment(attachment: Attachment) -> str:
-    """Say what is attached in a few words: its name, size and tokens."""
-    size, tokens = write_bytes_short(attachment.n_bytes), write_count(attachment.n_tokens)
+    """Say what is attached in a few words: its name, size and tokens, ~ before an estimate."""
+    size = write_bytes_short(attachment.n_bytes)
+    tokens = "~" * attachment.is_estimate + write_count(attachment.n_tokens)
     return f"{make_safe(attachment.path)} ({size}, {tokens} tokens)"
 
 
