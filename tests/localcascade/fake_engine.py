@@ -87,6 +87,7 @@ def repeat() -> Iterator[Event]:
 SCRIPTS: dict[str, Callable[[], Iterator[Event]]] = {
     "plain": lambda: say("?Let me ", "?see.\n\n", "Forty", "-two\n", "\nand é\n\n", "\n"),
     "short": lambda: say("42"),
+    "sums": lambda: say("?12 and 7", "$12 + 7 = 19$, and 19 + 2 = 22.\n\n", "**Answer:** 22\n"),
     "empty": lambda: say("?only thoughts", reason="length"),
     "cut": lambda: say("so far", reason="length"),
     "again": lambda: say("?a", "b\n", "?c\n", "d"),

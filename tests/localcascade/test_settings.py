@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ model = "tiny"
 mode = "instruct"
 budget_tokens = 4096
 system = "Be brief."
+check_steps = false
 
 [sampling]
 temperature = 0
@@ -59,6 +61,7 @@ def test_every_key_is_read(home: Path) -> None:
         mode="instruct",
         budget_tokens=4096,
         system="Be brief.",
+        check_steps=False,
         sampling=SamplingSettings(temperature=0, top_k=40),
         keys={"chat.stop": "escape,ctrl+x", "chat.copy": "f12"},
     )
@@ -71,6 +74,7 @@ def test_every_key_is_read(home: Path) -> None:
         ("[sampling]\ntop_o = 1", "sampling.top_o", "Did you mean top_"),
         ('theme = "pink"', "", "there are cascade-dark"),
         ("theme = 3", "theme", "string"),
+        ("check_steps = 1", "check_steps", "boolean"),
         ("[sampling]\ntop_p = 0.0", "sampling", "above 0 and at most 1"),
         ("[sampling]\ntemperature = nan", "sampling", "temperature"),
         ("[sampling]\ntop_k = 1.5", "sampling.top_k", "integer"),
@@ -141,7 +145,4 @@ def test_only_the_theme_changes_in_any_file(head: list[str], tail: str, name: st
     text = "".join(line + "\n" for line in head) + tail
     path = Path("settings.toml")
     before, after = (parse_settings(path, t.encode()) for t in (text, set_theme_line(text, name)))
-    assert after == Settings(
-        name, before.model, before.mode, before.budget_tokens, before.system, before.sampling,
-        before.keys,
-    )  # fmt: skip
+    assert after == replace(before, theme=name)
