@@ -160,7 +160,8 @@ def measure(
     n_done = 0
     with draw_counts({"bench": ("Measuring", " runs")}) as on_progress:
         for n_batch in batches:
-            options = {"n_batch": n_batch, "n_outputs": CHAT_OUTPUTS, "checkpoint_bytes": 0}
+            options: dict[str, Any] = {"n_batch": n_batch, "n_outputs": CHAT_OUTPUTS}
+            options["checkpoint_bytes"] = 0
             with Engine(path, n_ctx=n_ctx, **options, **loading) as engine:
                 engine.load()
                 for test in tests:
