@@ -1,4 +1,7 @@
-"""The models for the screens of the chat: looked at, fetched and made on this machine."""
+"""The models for the screens of the chat: looked at, fetched and made on this machine.
+
+The chat makes it before its first paint, so what looks and fetches is imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from localcascade.cli.offering import BUNDLED_TYPE, Offering, describe_machine, measure_machine
-from localcascade.cli.plan import DEFAULT_TYPE
-from localcascade.cli.pull import find_same, forget_work, install_plan
-from localcascade.cli.transfer import Meter
 from localcascade.errors import CascadeError
 from localcascade.tui.shelf import Cancelled, Look, Offer, Transfer
 
 if TYPE_CHECKING:
+    from localcascade.cli.transfer import Meter
     from localcascade.download.ranges import Connections
 
 OnTransfer = Callable[[Transfer], None]
@@ -28,6 +28,8 @@ class LocalShelf:
 
     def look(self) -> Look:
         """Measure the machine, and list what is installed, then what could be."""
+        from localcascade.cli.offering import Offering, describe_machine, measure_machine
+
         machine = measure_machine()
         return Look(describe_machine(machine), tuple(Offering(machine).list_offers()))
 
@@ -53,6 +55,7 @@ class LocalShelf:
 
 
 def _quantize_bundled(name: str, on_progress: OnTransfer, is_cancelled: IsCancelled) -> None:
+    from localcascade.cli.offering import BUNDLED_TYPE
     from localcascade.store import bundled_model_path, find_checkpoint
     from quantize.convert import quantize_checkpoint
 
@@ -68,6 +71,8 @@ def _quantize_bundled(name: str, on_progress: OnTransfer, is_cancelled: IsCancel
 
 def _pull(offer: Offer, on_progress: OnTransfer, is_cancelled: IsCancelled) -> str:
     """Fetch a checkpoint as `localcascade pull` does, the licence having been accepted."""
+    from localcascade.cli.pull import find_same, forget_work, install_plan
+    from localcascade.cli.transfer import Meter
     from localcascade.download.hub import check_online, find_token
     from localcascade.download.plan import resolve_pull
     from localcascade.download.ranges import Connections
@@ -129,6 +134,8 @@ def _stop_when(is_cancelled: IsCancelled, connections: Connections) -> Iterator[
 
 
 def _advise_quantize(offer: Offer) -> str:
+    from localcascade.cli.plan import DEFAULT_TYPE
+
     type_name = offer.type or DEFAULT_TYPE
     option = f"--fit {type_name}" if type_name[:1].isdecimal() else f"--type {type_name}"
     command = f"localcascade quantize {offer.name} {offer.name}.gguf {option}"
