@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from localcascade.chat.journal import is_sealed
+
 if TYPE_CHECKING:
     from localcascade.history import History, Match, Session
 
@@ -55,9 +57,15 @@ class Archive:
         if not query.strip():
             return [_make_entry(session) for session in self._history.list_sessions(MAX_LISTED)]
         found: dict[str, Match] = {}
-        for match in self._history.search(query, limit=MAX_MATCHES):
+        for match in self._leave_out_sealed(self._history.search(query, limit=MAX_MATCHES)):
             found.setdefault(match.session, match)  # the best one of each
         return list(_choose(self._history.list_sessions(), found, query.casefold().split()))
+
+    def _leave_out_sealed(self, matches: Sequence[Match]) -> list[Match]:
+        """What a tutor thought is not found here either."""
+        thought = [match.message for match in matches if match.in_thinking]
+        sealed = {each.id for each in self._history.read_messages(thought) if is_sealed(each)}
+        return [match for match in matches if match.message not in sealed]
 
     def delete(self, id: str) -> None:
         """Delete a conversation.

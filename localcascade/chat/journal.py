@@ -84,6 +84,11 @@ def write_title(text: str) -> str:
     return line if len(line) <= TITLE_CHARACTERS else f"{line[: TITLE_CHARACTERS - 1]}…"
 
 
+def is_sealed(kept: records.Message) -> bool:
+    """Whether a message's thinking was sealed when it was kept."""
+    return bool(kept.sampling.get(_SEALED))
+
+
 def open_session(
     history: History, session: records.Session, model: records.ModelIdentity
 ) -> Conversation:
@@ -104,5 +109,5 @@ def _read_message(kept: records.Message) -> Message:
     role = kept.role if kept.role != "tool" else "user"
     return Message(
         kept.id, kept.parent, role, kept.text, kept.thinking, kept.state, stats,
-        kept.model.name, kept.note, bool(kept.sampling.get(_SEALED)),
+        kept.model.name, kept.note, is_sealed(kept),
     )  # fmt: skip

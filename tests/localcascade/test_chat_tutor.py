@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localcascade.chat.archive import Archive
 from localcascade.chat.composition import Manner, compose_summary, write_messages
 from localcascade.chat.conversation import Conversation, MemoryJournal, Message
 from localcascade.chat.exchange import Exchange
@@ -111,6 +112,20 @@ def test_the_history_keeps_the_thinking_and_its_seal(tmp_path: Path) -> None:
         again = open_session(history, session, MODEL)
         assert again.is_tutored
         assert (again.path[-1].thinking, again.path[-1].open_thinking) == ("secret", "")
+
+
+def test_sealed_thinking_does_not_list_a_conversation(tmp_path: Path) -> None:
+    with History.open(tmp_path / "history.sqlite3") as history:
+        exchange = Exchange(Conversation(HistoryJournal(history, MODEL)), TAUGHT)
+        exchange.ask("q")
+        answer(exchange, "nineteen", "a hint")
+        exchange.manner = Manner()
+        exchange.ask("q")
+        answer(exchange, "twenty", "an answer")
+        history.flush()
+        archive = Archive(history)
+        found = {word: len(archive.list_entries(word)) for word in ("nineteen", "twenty", "hint")}
+        assert found == {"nineteen": 0, "twenty": 1, "hint": 1}
 
 
 def test_a_plain_conversation_is_not_tutored(tmp_path: Path) -> None:
