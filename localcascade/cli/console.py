@@ -69,6 +69,9 @@ EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (quantizing.SensitivityError, ExitCode.BAD_FILE),
 )
 
+N_LOG_LINES = 6
+"""Last lines of the log of an engine that died; what it died of is among them."""
+
 
 def find_exit_code(error: BaseException) -> ExitCode:
     """Look an error up in the table; what it does not name is 1."""
@@ -82,6 +85,9 @@ def print_error(error: BaseException) -> None:
     """Say on stderr what is wrong and what to do; a traceback only with LOCALCASCADE_DEBUG=1."""
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, errors.EngineDied):
+        for line in error.log_tail.splitlines()[-N_LOG_LINES:]:
+            _print_labelled("engine", "2", line)
     message, hint = describe_error(error)
     print_problem(message, hint)
 

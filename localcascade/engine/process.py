@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,8 @@ _BOOT = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from localcascade.engine.worker import main; main()"
 )
+_TROUBLE = re.compile(r"assert|error|fail|terminate|what\(\)|abort|exception|not implement", re.I)
+"""What a line of a log holds that tells of an end; the lines before it tell of progress."""
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -269,14 +272,14 @@ def cut_tail(log: str) -> str:
 
 
 def find_reason(log: str) -> str:
-    """Find the line that says why: the last one before the fault handler's own.
+    """Find the line that says why: the last one of trouble before the fault handler's own.
 
     Returns:
         The line, empty if there is none.
     """
     words, _, _ = log.partition("Fatal Python error")
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    lines = (line.strip() for line in reversed(words.splitlines()))
+    return next((line for line in lines if _TROUBLE.search(line)), "")
 
 
 def open_answer(answer: Answer) -> tuple[Frame, bytearray]:

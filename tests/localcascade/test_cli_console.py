@@ -90,6 +90,16 @@ def test_an_error_is_its_message_and_its_hint(
     assert captured.out == ""
 
 
+def test_the_last_words_of_an_engine_come_before_its_death(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = "\n".join(f"line {number}" for number in range(20)) + "\x1b[2J"
+    console.print_error(errors.EngineDied("it ended", log_tail=log))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "engine: line 14" and len(lines) == 7
+    assert lines[5:] == ["engine: line 19\\x1b[2J", "error: it ended"]
+
+
 def test_a_system_error_names_its_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         Path("missing").read_bytes()

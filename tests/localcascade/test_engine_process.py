@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from localcascade.engine.client import Engine
+from localcascade.engine.process import find_reason
 from localcascade.errors import (
     CascadeError,
 )
@@ -27,6 +28,25 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("engine") / "model.gguf", n_ctx_train=4096)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            "load: 3 layers\nggml.c:12: GGML_ASSERT(a > 0) failed\n",
+            "ggml.c:12: GGML_ASSERT(a > 0) failed",
+        ),
+        (
+            "x\nterminate called\n  what():  bad_alloc\nFatal Python error: Aborted\n",
+            "what():  bad_alloc",
+        ),
+        ("load: 3 layers\nreserve took 1.46 ms\nFatal Python error: Aborted\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_reason_of_a_death_is_a_line_that_speaks_of_trouble(log: str, reason: str) -> None:
+    assert find_reason(log) == reason
 
 
 CLIENT = """
