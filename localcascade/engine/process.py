@@ -33,7 +33,9 @@ _BOOT = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from localcascade.engine.worker import main; main()"
 )
-_TROUBLE = re.compile(r"assert|error|fail|terminate|what\(\)|abort|exception|not implement", re.I)
+_TROUBLE = re.compile(
+    r"\b(ggml_assert|assert\w*|error|fail\w*|terminate|abort\w*|exception)\b|what\(\)", re.I
+)
 """What a line of a log holds that tells of an end; the lines before it tell of progress."""
 _ROOT = Path(__file__).resolve().parents[2]
 

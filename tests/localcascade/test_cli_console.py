@@ -94,6 +94,7 @@ def test_the_last_words_of_an_engine_come_before_its_death(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = "\n".join(f"line {number}" for number in range(20)) + "\x1b[2J"
+    log += "\n\nFatal Python error: Aborted\n\nThread 1:\n"
     console.print_error(errors.EngineDied("it ended", log_tail=log))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "engine: line 14" and len(lines) == 7

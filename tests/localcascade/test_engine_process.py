@@ -41,7 +41,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "x\nterminate called\n  what():  bad_alloc\nFatal Python error: Aborted\n",
             "what():  bad_alloc",
         ),
-        ("load: 3 layers\nreserve took 1.46 ms\nFatal Python error: Aborted\n", ""),
+        (
+            "- kv 7: expert_errors.up\nreserve took 1.46 ms\nFatal Python error: Aborted\n",
+            "",
+        ),
         ("", ""),
     ],
 )
