@@ -100,6 +100,9 @@ SWITCHES = {
     "refit": "refit", "feedback": "feedback",
 }  # fmt: skip
 """Idea -> its switch."""
+CHANGES = ("permute", "scale neurons", "scale norms", "feedback")
+UNIFORM = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q2_k", "q3_k", "iq3_s")
+"""Types in which all experts are, for each of these changes to be left out."""
 KNOWLEDGE = ("importance", "sensitivity", "trials", "allocation")
 """Ideas that are something known, or decided, before the encoding."""
 
@@ -340,6 +343,28 @@ def measure_trims(bench: Bench) -> Iterator[Row]:
                    round(found.expected_kl, 6), *gain, describe_types(choices))  # fmt: skip
 
 
+def measure_types(bench: Bench) -> Iterator[Row]:
+    """Measure what the changes do for one type at a time: that of all experts, all else in f32."""
+    kinds = {m: split_name(m)[1] for m in bench.draft.matrices}
+    layers = {split_name(m)[0] for m, kind in kinds.items() if kind == EXPERTS_DOWN}
+    for name in UNIFORM:
+        types = {m: name if k in (EXPERTS_UP, EXPERTS_DOWN) else "f32" for m, k in kinds.items()}
+        n_embd = 256 if type_named(name).block_weights > 32 else None  # of 224
+        widths = {layer: 256 for layer in layers if layer is not None}
+        choices = Choices(types, n_embd=n_embd, expert_widths=widths)
+        costs = make_costs(bench.sensitivity, bench.importance, {})
+        found, base = estimate(bench.draft, costs, choices), None
+        for idea in ("", *CHANGES):
+            transforms = replace(Transforms(), **({SWITCHES[idea]: False} if idea else {}))
+            path = bench.write_file(found, transforms, bench.importance)
+            scores = bench.judge.score(path)
+            gain = compare_scores(scores, base) if base else ("",) * 4
+            base = base or scores
+            side = f"experts in {name}" + (f" without {idea}" if idea else "")
+            yield ("", "", side, path.stat().st_size, *describe_scores(scores),
+                   round(found.expected_kl, 6), *gain, describe_types(choices))  # fmt: skip
+
+
 def measure(
     folder: Path, binary: Path | None, sizes: Sequence[float], ablated: Sequence[float]
 ) -> Iterator[Row]:
@@ -352,6 +377,7 @@ def measure(
         for idea in (*KNOWLEDGE, *PATCHES, *SWITCHES):
             yield ablations[bits].leave_out(idea)
     yield from measure_trims(bench)
+    yield from measure_types(bench)
     scarce = replace(bench, importance=read_importance(folder / SCARCE))
     for bits in SCARCE_BITS:
         ablation = Ablation(scarce, bits, "ours, scarce text")
