@@ -18,6 +18,7 @@ from localcascade.engine.wire import ModelInfo
 from localcascade.errors import ModelFileError
 from localcascade.prompt.events import Delta, PromptProgress
 from localcascade.tui.app import ChatApp
+from localcascade.tui.widgets.attach import AttachPicker
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.finder import Finder
 from localcascade.tui.widgets.gauge import Gauge, Readings, list_figures
@@ -467,3 +468,23 @@ async def test_once_the_model_is_there_files_are_counted_and_must_fit(
         assert any("Taken off: large.txt" in text and "1,500 tokens" in text for text in told)
         await attach(pilot, "large")
         await wait_until(pilot, lambda: "1,500 tokens" in read_state(app))
+
+
+async def test_escape_leaves_the_files_and_then_what_is_attached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("hello world")
+    monkeypatch.chdir(tmp_path)
+    app, _ = chat_with([end()])
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        await attach(pilot, "notes")
+        await wait_until(pilot, lambda: "notes.txt" in read_notice(app))
+        await pilot.press("@")
+        picker = app.screen.query_one(AttachPicker)
+        await wait_until(pilot, lambda: picker.display)
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: app.screen.query_one(Composer).has_focus)
+        assert not picker.display and "notes.txt" in read_notice(app)
+        await pilot.press("escape")
+        assert read_notice(app) == ""

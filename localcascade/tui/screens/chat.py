@@ -234,10 +234,12 @@ class ChatScreen(ReadingScreen):
         self._read(mode=self._name_mode())
 
     def action_stop(self) -> None:
-        """Stop the answer; or leave what was begun: editing, finding, a selection."""
-        finder = self.query_one(Finder)
+        """Stop the answer; or leave what was begun: finding, attaching, editing, a selection."""
+        finder, picker = self.query_one(Finder), self.query_one(AttachPicker)
         if self._turn is not None and self._exchange.is_busy:
             self._turn.cancel()
+        elif picker.display:
+            picker.action_close()
         elif finder.display:
             finder.action_close()
         elif self._editing is not None or self._attachments:
