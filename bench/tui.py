@@ -189,7 +189,10 @@ def measure_paint() -> tuple[float, float]:
 
         def run(*arguments: str) -> str:
             command = [sys.executable, *arguments]
-            return subprocess.check_output(command, text=True, cwd=home, env=environment)
+            done = subprocess.run(
+                command, capture_output=True, check=True, text=True, cwd=home, env=environment
+            )
+            return done.stdout
 
         run("-m", "localcascade", "demo")
         runs = [run("-c", FIRST_PAINT).split() for _ in range(N_PAINTS)]
