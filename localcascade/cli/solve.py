@@ -211,7 +211,7 @@ def _solve(
 ) -> dict[str, Any]:
     """Solve one problem, with the standing on the waiting line."""
     from localcascade.chat.solving import solve_problem
-    from localcascade.maths.check import compare_formulas
+    from localcascade.maths.check import check_answer, compare_formulas
 
     told_s = 0.0
 
@@ -229,7 +229,8 @@ def _solve(
         solution = solve_problem(engine, request, is_same, tell, stops_early=wanted.stops_early)
     finally:
         screen.show_status("")
-    return describe_solution(problem, solution, is_same)
+    told = describe_solution(problem, solution, is_same)
+    return told | {"checked": check_answer(problem.text, told["answer"] or "", algebra)}
 
 
 def describe_standing(standing: Standing) -> str:
@@ -307,4 +308,6 @@ def explain_vote(told: dict[str, Any]) -> str:
     if "correct" in told:
         verdict = "right" if told["correct"] else f"wrong, it is {told['expected']}"
         said += f"; {verdict}"
+    elif told.get("checked", "not checked") != "not checked":
+        said += f"; put into the problem, it is {told['checked']}"
     return said

@@ -89,6 +89,17 @@ def test_a_tie_is_told(capsys: Any) -> None:
     assert capsys.readouterr().err == "note: a tie: 1 of 2 chains each; others: 1 (1)\n"
 
 
+def test_the_majority_is_put_into_the_problem(capsys: Any) -> None:
+    assert solve(["x = 2", "2", "5"], "Solve $2x + 3 = 7$.", "--all") == 0
+    assert capsys.readouterr().err.endswith("; put into the problem, it is right\n")
+    assert solve(["3", "3"], "Solve $2x + 3 = 7$.", "--json") == 0
+    (told,) = json.loads(capsys.readouterr().out)["problems"]
+    assert (told["answer"], told["checked"]) == ("3", "wrong")
+    assert solve(["3", "3"], "How much?", "--json") == 0
+    (told,) = json.loads(capsys.readouterr().out)["problems"]
+    assert told["checked"] == "not checked"
+
+
 def test_the_request_asks_for_all_chains_at_once() -> None:
     solve(["1"] * 6, "How much?", "--budget", "9000", "--seed", "3", "--temperature", "0.7")
     (request,) = VotingEngine.requests

@@ -120,6 +120,34 @@ def test_a_conversation_is_stopped_edited_quit_and_resumed(
     assert "20 + 47 = 67" in kept[3][2]
 
 
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_a_lesson_is_held_left_and_gone_on_with(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_arguments(["demo"]) == 0
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    with open_terminal(tmp_path, f"{PROGRAM} chat tiny --practice arithmetic") as terminal:
+        terminal.wait_for("Practice problems", "7 of 95 problems")
+        terminal.press("Enter")
+        terminal.wait_for("❯ What is 347 + 586", "Alt+A", "ready")
+        terminal.press("-l", "805")
+        terminal.press("M-a")
+        terminal.wait_for("❯ My answer: 805", "answer ✗ wrong")
+        terminal.press("-l", "804")
+        terminal.press("M-a")
+        terminal.wait_for("❯ My answer: 804", "answer ✓ right")
+        terminal.press("M-h")
+        terminal.wait_for("❯ Give me a hint, please.", "sealed", "ready")
+        terminal.press("C-q")
+        terminal.wait_for("ended")
+    with open_terminal(tmp_path, f"{PROGRAM} chat -c") as terminal:
+        terminal.wait_for("tutor, thinking", "answer ✓ right", "sealed", "ready", absent="│ ")
+        terminal.press("M-r")
+        terminal.wait_for("▾ Thought", "│ ", absent="sealed")
+        terminal.press("C-q")
+        terminal.wait_for("ended")
+
+
 def test_a_chat_needs_a_terminal(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_arguments(["chat", "tiny"]) == 2
     assert "localcascade run" in capsys.readouterr().err
