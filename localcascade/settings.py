@@ -73,6 +73,8 @@ class Settings:
     """System message of new conversations."""
     check_steps: bool | None = None
     """Whether the chat marks steps as right or wrong; left out, where SymPy is installed."""
+    lookup: Literal["auto", "on", "off"] = "auto"
+    """Whether the chat runs ahead of greedy answers; auto is where that is faster."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     keys: Mapping[str, str] = field(default_factory=dict)
     """Action, as "chat.stop" -> keys, as "escape" or "ctrl+x,f2"; F1 in the chat lists them."""

@@ -57,6 +57,14 @@ class Placement:
         bool, typer.Option("--no-mmap", help="Read the model into memory instead of mapping it.")
     ] = False
 
+    lookup: Annotated[
+        Literal["auto", "on", "off"] | None,
+        typer.Option(
+            "--lookup",
+            help="Run ahead of greedy answers that repeat what was said; auto: where it is faster.",
+        ),
+    ] = None
+
     @property
     def engine_options(self) -> dict[str, Any]:
         """Say it in the engine's words: arguments of Engine, only those that were chosen."""
@@ -68,6 +76,7 @@ class Placement:
             "flash_attention": self.flash_attention,
             "use_mlock": self.mlock or None,
             "use_mmap": False if self.no_mmap else None,
+            "lookup": self.lookup,
         }
         return {name: value for name, value in chosen.items() if value is not None}
 

@@ -159,7 +159,7 @@ class Openings(Closing):
             Path(identity.file),
             n_outputs=CHAT_OUTPUTS,
             session_folder=str(find_data_folder() / "states"),
-            **source.engine_options,
+            **{"lookup": self._settings.lookup, **source.engine_options},
         )
 
     def _choose_model(self) -> str:

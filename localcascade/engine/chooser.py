@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from localcascade.engine import _llama
 from localcascade.engine.model import Model
 from localcascade.engine.sampling import Step
@@ -41,6 +43,25 @@ class Chooser:
         n_vocab = self._model.info.n_vocab
         logits = _llama.read_logits_row(self._model.context, row, n_vocab)
         return _llama.choose(self._chain, self._grammar, logits)
+
+    def measure_lead(self, row: int, token: int | None = None, *, is_answer: bool) -> float:
+        """Tell how far a token leads all others, before samplers and grammar see them.
+
+        Args:
+            row: Place in the batch of the token before it.
+            token: Its id; None is the likeliest, unless the grammar forbids that.
+            is_answer: Whether the grammar counts.
+
+        Returns:
+            Logits; below 0 for a token that does not lead, 0 for one that is forbidden.
+        """
+        logits = _llama.read_logits_row(self._model.context, row, self._model.info.n_vocab)
+        best = int(logits.argmax()) if token is None else token
+        grammar = self._grammar if is_answer and token is None else None
+        if grammar is not None and not _llama.allows(grammar, best):
+            return 0.0
+        second = max(part.max(initial=-np.inf) for part in (logits[:best], logits[best + 1 :]))
+        return float(logits[best] - second)
 
     def accept(self, token: int) -> None:
         """Take note of a token of the thinking that was put there rather than chosen."""

@@ -18,8 +18,9 @@ from localcascade.engine.checkpoints import Checkpoint
 from localcascade.engine.chooser import Chooser
 from localcascade.engine.composer import Prompt, count_message_tokens, list_droppable
 from localcascade.engine.model import Model
-from localcascade.engine.sampling import plan_chain, resolve_sampling
+from localcascade.engine.sampling import Step, plan_chain, resolve_sampling
 from localcascade.engine.session import Session
+from localcascade.engine.speculation import Speculation
 from localcascade.engine.turn import Turn
 from localcascade.prompt.budget import CLOSINGS, Guard, ThinkingBudget, write_closing
 from localcascade.prompt.events import (
@@ -84,6 +85,8 @@ class Generation:
         """The one whose prompt, which is the same, is to be read first."""
         self.saved: tuple[Checkpoint, ...] = ()
         """States of its conversation that were on disk."""
+        self.speculation: Speculation | None = None
+        """What runs ahead of it, if anything does."""
 
     @property
     def session_name(self) -> str | None:
@@ -104,6 +107,12 @@ class Generation:
     def is_decoding(self) -> bool:
         """Whether no more than the last token is to be read."""
         return self.session is not None and len(self.tokens) == len(self.session.tokens) + 1
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether nothing but the logits' order decides, a grammar aside, and nobody sees them."""
+        steps = _plan_steps(self._model, self._prompt, self._index)
+        return steps == (("greedy", ()),) and self._prompt.request.logprobs is None
 
     def seat(self, session: Session) -> None:
         """Give it a session, which holds some of its tokens."""
@@ -158,6 +167,16 @@ class Generation:
         self._was_closed = True  # it would end without an answer
         self._force(_tokenize_closing(self._model, ""))
         return self._find_end()
+
+    def measure_lead(self, row: int, token: int | None = None) -> float:
+        """Tell how far a token leads all others after one of the batch, in logits.
+
+        Args:
+            row: That one's place in the batch.
+            token: The token; None is the likeliest, which has no lead where it is forbidden.
+        """
+        is_answer = not self._turn.is_thinking
+        return self._chooser.measure_lead(row, token, is_answer=is_answer)
 
     def end(self, reason: FinishReason) -> None:
         """Tell what was held back, and that it is over; frees the samplers."""
@@ -240,11 +259,18 @@ class Generation:
         return self._model.vocabulary.piece(token).decode("utf-8", "replace")
 
     def _sum_up(self, reason: FinishReason) -> Done:
-        turn, now_s = self._turn, time.perf_counter()
+        turn, ahead, now_s = self._turn, self.speculation, time.perf_counter()
         generation_s = max(now_s - self._first_s, 1e-9)
         return Done(
             reason,
-            Usage(self.n_prompt, max(0, self._n_reused), turn.n_thinking, turn.n_completion),
+            Usage(
+                prompt_tokens=self.n_prompt,
+                reused_tokens=max(0, self._n_reused),
+                thinking_tokens=turn.n_thinking,
+                completion_tokens=turn.n_completion,
+                drafted_tokens=ahead.n_drafted if ahead else 0,
+                accepted_tokens=ahead.n_accepted if ahead else 0,
+            ),
             Timings(
                 load_s=self._model.info.load_s,
                 prompt_s=self._first_s - self._begun_s,
@@ -257,8 +283,12 @@ class Generation:
 
 def _make_chooser(model: Model, prompt: Prompt, index: int) -> Chooser:
     """Make the samplers; answers to the same prompt draw with seeds of their own."""
+    return Chooser(model, _plan_steps(model, prompt, index), prompt.grammar)
+
+
+def _plan_steps(model: Model, prompt: Prompt, index: int) -> tuple[Step, ...]:
     resolved = resolve_sampling(prompt.request.sampling, model.metadata, index)
-    return Chooser(model, plan_chain(resolved, model.info.n_vocab), prompt.grammar)
+    return plan_chain(resolved, model.info.n_vocab)
 
 
 def _make_guard(model: Model, prompt: Prompt) -> Guard | None:

@@ -44,8 +44,9 @@ class Lookup:
         if n_most < 1 or not self._index():
             return []
         place, n_match = self._find_longest()
+        period = len(self._tokens) - place  # what quotes its own end goes round
         # What agreed for a few tokens only is not trusted for many.
-        return list(self._tokens[place : place + min(n_most, n_match)]) if n_match else []
+        return [self._tokens[place + i % period] for i in range(min(n_most, n_match))]
 
     def _index(self) -> bool:
         """Enter some of the tokens that are new; tell whether all are in."""

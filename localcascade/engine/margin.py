@@ -1,18 +1,18 @@
-"""How sure a choice must be that was computed another way than it would have been. Pure.
+"""How sure a choice must be that was computed another way than it would have been.
 
 How far logits differ between a decode of one token and one of several depends on the kernels, and
 so on types, threads, flash attention and depth: on a CPU from nothing at all, with a quantized
 cache, to a tenth and more, where attention adds up in half precision. So it is measured: wherever
-tokens are read again one by one, what they lead by is compared.
+tokens are read again one by one, what they lead by is compared. Pure.
 """
 
 from __future__ import annotations
 
-LEAST_LEAD = 0.25
+LEAST_LEAD = 0.1
 """A lead in logits below which no choice counts as sure, however small the differences were."""
-SAFETY = 8.0
+SAFETY = 4.0
 """A lead must be so many times the largest difference seen."""
-N_COMPARED = 24
+N_COMPARED = 32
 """Tokens that must have been compared, at contexts of about this length, before any more is taken
 unseen: kernels change with the length."""
 
@@ -32,16 +32,15 @@ class Margin:
         """What a token must lead by, in logits."""
         return max(LEAST_LEAD, SAFETY * self.largest)
 
-    def holds(self, lead: float, n_tokens: int, n_taken: int) -> bool:
-        """Tell whether a choice is sure.
+    def needs_comparison(self, n_tokens: int, n_taken: int) -> bool:
+        """Tell whether tokens must be compared before any more is taken.
 
         Args:
-            lead: Of the likeliest token before the second, in logits.
             n_tokens: Length of the context.
-            n_taken: Tokens taken like that since any were compared.
+            n_taken: Tokens taken since any were compared.
         """
-        is_known = self._n_compared.get(n_tokens.bit_length(), 0) >= N_COMPARED
-        return lead >= self.least_lead and (is_known or n_taken < N_COMPARED)
+        n_compared = self._n_compared.get(n_tokens.bit_length(), 0)
+        return n_compared < N_COMPARED <= n_taken
 
     def note(self, difference: float, n_tokens: int, *, is_right: bool) -> None:
         """Take note of a comparison.

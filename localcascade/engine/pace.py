@@ -1,16 +1,12 @@
-"""How far to run ahead of an answer, and whether that pays: decided by what was measured. Pure.
+"""How far to run ahead of an answer, and whether that pays: decided by what was measured.
 
 Decoding k drafted tokens at once costs as much as 1 to 6 tokens one by one: it depends on the
 model, its experts, the types of its weights and the machine. So nothing is assumed. Steps are
 timed, and what drafts cost, with all that follows from them, is held against what the tokens
-would have cost that came of them.
+would have cost that came of them. Pure.
 """
 
 from __future__ import annotations
-
-from typing import Literal
-
-LookupMode = Literal["auto", "on", "off"]
 
 MAX_DRAFT = 7
 N_CALM = 8
@@ -27,10 +23,11 @@ class Pace:
     """The steps of one model.
 
     Args:
-        mode: `auto` runs ahead where it is faster, `on` wherever there is something to draft.
+        mode: `auto` runs ahead where it is faster, `on` wherever there is something to draft,
+            `off` never.
     """
 
-    def __init__(self, mode: LookupMode) -> None:
+    def __init__(self, mode: str) -> None:
         self._mode = mode
         self._single_s = 0.0
         self._n_calm = 0  # plain steps to come before the next draft may be made

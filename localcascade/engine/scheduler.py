@@ -7,14 +7,18 @@ rest alike. So whoever comes delays the others by one micro-batch at most.
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from localcascade.engine.checkpoints import Checkpoint
 from localcascade.engine.generation import Generation
+from localcascade.engine.margin import Margin
 from localcascade.engine.model import Model
+from localcascade.engine.pace import Pace
 from localcascade.engine.session import Session
 from localcascade.engine.slots import Slots
+from localcascade.engine.speculation import Speculation
 from localcascade.errors import NativeError
 from localcascade.prompt.events import FinishReason
 
@@ -24,8 +28,9 @@ Job = Callable[[Session], None]
 MARGIN_TOKENS = 64
 """Room that an answer has at least when it is let in beside others, lest it be sent out at once."""
 
-Fed = tuple[Generation, Sequence[int], int]
-"""An answer, its tokens in the batch, and the place of the last of them there."""
+Fed = tuple[Generation, Sequence[int], list[int], int]
+"""An answer, its tokens in the batch, the drafts behind them, and the place of the last before
+those."""
 
 
 class Scheduler:
@@ -36,6 +41,7 @@ class Scheduler:
         slots: Its sessions.
         flush: Called after each step, to send on what was emitted.
         save: Takes the name of a session whose state is to be kept, and its checkpoints.
+        lookup: Whether greedy answers are run ahead of, as LoadOptions has it.
     """
 
     def __init__(
@@ -44,8 +50,10 @@ class Scheduler:
         slots: Slots,
         flush: Callable[[], None] = lambda: None,
         save: Callable[[str, Sequence[Checkpoint]], None] | None = None,
+        lookup: str = "off",
     ) -> None:
         self._model, self._slots, self._flush, self._save = model, slots, flush, save
+        self.pace, self.margin = Pace(lookup), Margin()
         self._inbox: queue.SimpleQueue[Generation | Job] = queue.SimpleQueue()
         self._waiting: deque[Generation | Job] = deque()
         self._active: list[Generation] = []
@@ -78,7 +86,7 @@ class Scheduler:
         self._admit()
         if self._active:
             try:
-                self._advance()
+                self._advance_timed()
             except NativeError as exc:
                 self._fail_all(exc)
         self._flush()
@@ -107,6 +115,8 @@ class Scheduler:
                     self._slots.checkpoints.put(checkpoint)
                 work.seat(self._slots.claim(work.tokens))
                 self._active.append(work)
+                if work.speculation is None and self.pace.is_on and work.is_plain_greedy:
+                    work.speculation = Speculation(self._model, work, self.pace, self.margin)
 
     def _has_room(self, newcomer: Generation) -> bool:
         """Tell whether an answer fits beside the active ones, with a little to grow for each."""
@@ -118,18 +128,36 @@ class Scheduler:
             room -= len(one.tokens) - n_shared + MARGIN_TOKENS
         return room >= 0
 
+    def _advance_timed(self) -> None:
+        """Advance, and let the one that is alone know what its step took."""
+        alone = self._active[0] if len(self._active) == 1 else None
+        if alone is None or alone.speculation is None or not alone.has_read:
+            self._advance()
+            return
+        begun_s, n_before = time.perf_counter(), len(alone.tokens)
+        self._advance()
+        elapsed_s = time.perf_counter() - begun_s
+        alone.speculation.note_time(elapsed_s, len(alone.tokens) - n_before)
+
     def _advance(self) -> None:
         fed = self._fill()
         while not self._model.batch.decode(self._model.context):
             self._make_room()
             fed = self._fill()
-        for one, part, row in fed:
+        for one, part, drafts, row in fed:
             if one.note_part(part) and self._model.has_recurrent_state and one.session:
                 self._slots.keep(one.session)
-            if one.session and len(one.tokens) == len(one.session.tokens):
-                reason = one.go_on(row)
-                if reason is not None:
-                    self._end(one, reason)
+            reason = self._choose(one, drafts, row)
+            if reason is not None:
+                self._end(one, reason)
+
+    def _choose(self, one: Generation, drafts: list[int], row: int) -> FinishReason | None:
+        """Choose what comes next for an answer all of whose tokens have been read."""
+        if one.speculation is not None and one.has_read:
+            return one.speculation.advance(row, drafts)
+        if one.session and len(one.tokens) == len(one.session.tokens):
+            return one.go_on(row)
+        return None
 
     def _fill(self) -> list[Fed]:
         """Fill the batch: a token for each that goes on, equal parts of the rest for readers."""
@@ -139,13 +167,24 @@ class Scheduler:
         ordered = sorted(self._active, key=lambda one: not one.is_decoding)
         for n_before, one in enumerate(ordered):
             share = (self._model.n_batch - batch.n_tokens) // (len(ordered) - n_before)
-            part = one.next_part(share)
-            assert one.session is not None
-            start = len(one.session.tokens)
-            n_logits = int(start + len(part) == len(one.tokens))
-            row = batch.add(one.session.number, part, start, n_logits=n_logits)
-            fed.append((one, part, row))
+            fed.append(self._feed(one, share))
         return fed
+
+    def _feed(self, one: Generation, share: int) -> Fed:
+        """Put an answer's share into the batch; drafts only where nobody else waits for it."""
+        assert one.session is not None
+        ahead, drafts = one.speculation, list[int]()
+        if ahead is not None and len(self._active) > 1:
+            ahead.forget()
+        part = one.next_part(ahead.limit_part(share) if ahead else share)
+        start = len(one.session.tokens)
+        reaches_end = start + len(part) == len(one.tokens)
+        if ahead and one.has_read and len(self._active) == 1 and reaches_end:
+            drafts = ahead.draft(len(part))
+        n_logits = int(reaches_end or (ahead is not None and ahead.is_repeating)) + len(drafts)
+        batch = self._model.batch
+        row = batch.add(one.session.number, [*part, *drafts], start, n_logits=n_logits)
+        return one, part, drafts, row - len(drafts)
 
     def _make_room(self) -> None:
         """Free memory: what idle sessions hold, then what the last one that was let in does."""

@@ -68,7 +68,7 @@ class Speculation:
         self._end = 0  # of what is read again, as a number of tokens
         self._leads: dict[int, float] = {}  # place of a token that was taken -> its lead
         self._runs: dict[int, int] = {}  # place -> tokens from there on that came at once
-        self._was_plain = False
+        self._was_plain = self._is_comparing = False
         self.n_drafted = self.n_accepted = 0
 
     @property
@@ -82,12 +82,13 @@ class Speculation:
         Then batches are mixed, and no answer is to the last bit what it is alone.
         """
         self._anchor = None
+        self._is_comparing = False
         self._end = 0
         self._leads.clear()
         self._runs.clear()
 
     def limit_part(self, n_most: int) -> int:
-        """Say how many tokens may be read at once: those that are read again, as they would have."""
+        """Say how many tokens may be read at once; what is read again, as it would have been."""
         self._was_plain = False
         return min(n_most, self._runs.get(len(self._held), 1)) if self.is_repeating else n_most
 
@@ -145,7 +146,7 @@ class Speculation:
         """
         if self._was_plain:
             self._pace.note_plain(elapsed_s)
-        else:
+        elif not self._is_comparing:  # which is done once for a model, and says nothing of its pace
             self._pace.note_ahead(elapsed_s, n_tokens)
 
     @property
@@ -182,7 +183,8 @@ class Speculation:
     def _is_sure(self, row: int) -> bool:
         """Tell whether what would be chosen is what would be chosen without drafts."""
         place, lead = len(self._answer.tokens), self._answer.measure_lead(row)
-        if not self._margin.holds(lead, place, len(self._leads)):
+        self._is_comparing = self._margin.needs_comparison(place, len(self._leads))
+        if self._is_comparing or lead < self._margin.least_lead:
             return False
         self._leads[place] = lead
         return True
@@ -209,9 +211,7 @@ class Speculation:
         assert self._back is not None and self._answer.session is not None
         if not self._model.has_recurrent_state:
             # What is held ends before the wrong ones, which only the memory knows of.
-            _llama.remove_tail(
-                self._model.context, self._answer.session.number, len(self._held)
-            )
+            _llama.remove_tail(self._model.context, self._answer.session.number, len(self._held))
             return
         self._rewind(self._back)
         if self._back is self._anchor and len(self._answer.tokens) <= self._back.n_tokens + 2:

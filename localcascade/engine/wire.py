@@ -36,8 +36,12 @@ MAX_PARALLEL = 64
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
 """Types that a KV cache may have."""
 
+LOOKUP_MODES = ("auto", "on", "off")
+"""Whether greedy answers are run ahead of: where it is faster, always, never."""
+
 CHAT_OUTPUTS = 64
-"""Enough of LoadOptions.n_outputs for chats, which need the logits of one token each."""
+"""Enough of LoadOptions.n_outputs for chats, which need the logits of one token each, and of a
+few drafted ones."""
 
 _MOST = {"n_parallel": MAX_PARALLEL, "checkpoint_bytes": 2**48}
 _LENGTHS = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
@@ -89,6 +93,8 @@ class LoadOptions:
     """RAM for states to come back to; None is 1 GiB, or less where there is no room for it."""
     session_folder: str | None = None
     """Where the states of named sessions are kept; None keeps none."""
+    lookup: str = "auto"
+    """Of LOOKUP_MODES: greedy answers that repeat what was said before are computed ahead."""
     collects: bool = False
     """Sum up what each matrix is multiplied with, whatever is decoded: chats and logits too."""
 
@@ -109,6 +115,9 @@ def check_options(options: LoadOptions) -> None:
     if options.cache_type not in CACHE_TYPES:
         known = ", ".join(CACHE_TYPES)
         raise ValueError(f"cache_type is {options.cache_type!r}, but must be one of {known}")
+    if options.lookup not in LOOKUP_MODES:
+        known = ", ".join(LOOKUP_MODES)
+        raise ValueError(f"lookup is {options.lookup!r}, but must be one of {known}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,8 +133,10 @@ class Worker:
         inbox.finish = self._writer.shutdown  # waits for what is being written
         self._outgoing: list[tuple[int, list[Any]]] = []
         slots = Slots(model, Checkpoints(model.checkpoint_bytes))
+        # What is collected is what was said, not what was drafted.
+        lookup = "off" if options.collects else options.lookup
         self._scheduler = Scheduler(
-            model, slots, self._flush, self._save if self._archive else None
+            model, slots, self._flush, self._save if self._archive else None, lookup
         )
         self._answers: dict[str, Callable[[Frame], None]] = {
             "chat": self._chat,

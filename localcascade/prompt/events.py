@@ -125,6 +125,10 @@ class Usage:
     thinking_tokens: int
     completion_tokens: int
     """Thinking included."""
+    drafted_tokens: int = 0
+    """Guessed from what came before, and computed ahead."""
+    accepted_tokens: int = 0
+    """Of those, the ones that were right."""
 
 
 @dataclass(frozen=True, slots=True)

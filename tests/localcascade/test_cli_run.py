@@ -102,6 +102,8 @@ def test_json_is_one_object_with_the_promised_keys(run: Command) -> None:
             "reused_tokens": 4,
             "thinking_tokens": 2,
             "completion_tokens": 6,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
         },
         "timings": {"load_s": 0.5, "prompt_s": 0.25, "generation_s": 1.0, "tokens_per_s": 6.0},
     }

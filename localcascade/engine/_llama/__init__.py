@@ -55,6 +55,7 @@ from localcascade.engine._llama.models import (
 from localcascade.engine._llama.samplers import (
     Step,
     accept,
+    allows,
     choose,
     create_grammar,
     create_sampler,
@@ -94,6 +95,7 @@ __all__ = [
     "VocabHandle",
     "accept",
     "adds_bos",
+    "allows",
     "choose",
     "clear_memory",
     "clear_sequence",

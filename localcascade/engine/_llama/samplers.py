@@ -111,7 +111,7 @@ def choose(sampler: SamplerHandle, grammar: SamplerHandle, logits: npt.NDArray[n
         The token's id.
     """
     token = _select(sampler, _make_candidates(logits))
-    if not _allows(grammar, token):
+    if not allows(grammar, token):
         candidates = _make_candidates(logits)
         _apply(grammar, candidates)
         token = _select(sampler, candidates)
@@ -127,7 +127,8 @@ def _make_candidates(logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     return candidates
 
 
-def _allows(grammar: SamplerHandle, token: int) -> bool:
+def allows(grammar: SamplerHandle, token: int) -> bool:
+    """Tell whether a grammar lets a token through as the next one."""
     candidate = np.zeros(1, _CANDIDATE)
     candidate["id"] = token
     _apply(grammar, candidate)
