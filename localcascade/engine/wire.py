@@ -11,6 +11,7 @@ A request ends with a result, an error, or the event Done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import socket
@@ -194,6 +195,11 @@ class Channel:
             self._socket.sendall(_LENGTHS.pack(len(text), len(payload)) + text, _SEND_FLAGS)
             if payload:
                 self._socket.sendall(payload, _SEND_FLAGS)
+
+    def reply(self, request: Frame, kind: str, payload: Payload = b"", **fields: object) -> None:
+        """Answer a request with one frame; a client that is gone is the inbox's business."""
+        with contextlib.suppress(OSError):
+            self.send({"id": request["id"], "kind": kind, **fields}, payload)
 
     def receive(self) -> tuple[Frame, bytearray]:
         """Wait for one frame.

@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import itertools
 import os
-import queue
 import signal
 import socket
 import sys
@@ -24,15 +23,15 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from localcascade.engine import _llama
 from localcascade.engine.archive import Archive, Ignored
 from localcascade.engine.checkpoints import Checkpoint, Checkpoints
-from localcascade.engine.collector import Collector
 from localcascade.engine.composer import Composer, Prompt
-from localcascade.engine.generation import Generation, Wishes
-from localcascade.engine.measuring import measure_speed, read_peak_bytes
+from localcascade.engine.generation import Generation
+from localcascade.engine.inbox import Inbox
+from localcascade.engine.jobs import Jobs
 from localcascade.engine.model import Log, Model
 from localcascade.engine.running import announce_engine
 from localcascade.engine.sampling import check_tokens
@@ -43,10 +42,7 @@ from localcascade.engine.wire import (
     Channel,
     Frame,
     LoadOptions,
-    Payload,
-    SpeedTest,
     decode_chat_request,
-    encode_arrays,
     encode_error,
     encode_event,
 )
@@ -56,59 +52,8 @@ from localcascade.prompt.events import Done, Event
 STACK_BYTES = 512 << 20
 """Of the computing thread; touched only as far as needed. llama.cpp splits text by recursion, and
 26,000 letters in a row fill the usual 8 MiB."""
-FINISH_LIMIT_S = 2.0
-"""How long the state of a session may still be written after the client hung up; it waits for 3."""
 PARENT_CHECK_S = 1.0
 """A fork of the client may hold the socket open after the client is gone, so look for it too."""
-
-
-class Inbox:
-    """Listens to the client, in a thread of its own, which ends the process at a hang-up.
-
-    Args:
-        channel: The client.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._requests: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._wishes: dict[int, Wishes] = {}
-        self.finish: Callable[[], None] = lambda: None
-        """Called at a hang-up: what must still be done, within FINISH_LIMIT_S."""
-        threading.Thread(target=self._listen, name="inbox", daemon=True).start()
-
-    def __iter__(self) -> Iterator[Frame]:
-        while True:
-            yield self._requests.get()
-
-    def watch(self, request: int) -> Wishes:
-        """Find out what else the client wants of a chat, from its arrival on."""
-        return self._wishes[request]
-
-    def forget(self, request: int) -> None:
-        """Listen to no more wishes: the request has been answered."""
-        self._wishes.pop(request, None)
-
-    def _listen(self) -> NoReturn:
-        while True:
-            try:
-                frame, _ = self._channel.receive()
-            except EOFError:
-                self._end()
-            wishes = self._wishes.get(frame["id"], Wishes())
-            if frame["op"] == "cancel":
-                wishes.is_cancelled = True
-            elif frame["op"] == "answer_now":
-                wishes.wants_answer = True
-            else:
-                if frame["op"] == "chat":
-                    self._wishes[frame["id"]] = wishes
-                self._requests.put(frame)
-
-    def _end(self) -> NoReturn:
-        threading.Timer(FINISH_LIMIT_S, os._exit, (0,)).start()
-        self.finish()
-        os._exit(0)
 
 
 class Worker:
@@ -143,15 +88,7 @@ class Worker:
             "render": self._render,
             "tokenize": self._tokenize,
         }
-        self._jobs: dict[str, Callable[[Frame, Session], None]] = {
-            "logits": self._read_logits,
-            "measure": self._measure,
-            "collect": self._collect,
-            "read_inputs": self._read_inputs,
-            "watch": self._watch,
-            "read_outer": self._read_outer,
-            "disturb": self._disturb,
-        }
+        self._jobs = Jobs(channel, model)
 
     def serve(self) -> None:
         """Answer for ever; the inbox ends the process. What is no error of ours is a crash."""
@@ -173,7 +110,7 @@ class Worker:
 
     def _run_job(self, frame: Frame, session: Session) -> None:
         with self._telling_errors(frame):
-            self._jobs[frame["op"]](frame, session)
+            self._jobs.run(frame, session)
 
     @contextlib.contextmanager
     def _telling_errors(self, frame: Frame) -> Iterator[None]:
@@ -184,7 +121,7 @@ class Worker:
 
     def _fail(self, frame: Frame, error: Exception) -> None:
         self._inbox.forget(frame["id"])
-        send_reply(self._channel, frame, "error", error=encode_error(error))
+        self._channel.reply(frame, "error", error=encode_error(error))
 
     def _chat(self, frame: Frame) -> None:
         request = decode_chat_request(frame["request"])
@@ -242,7 +179,7 @@ class Worker:
 
     def _tell_stage(self, frame: Frame, stage: str) -> None:
         """Tell the client when a template is at work: it may hang."""
-        send_reply(self._channel, frame, "stage", stage=stage)
+        self._channel.reply(frame, "stage", stage=stage)
 
     def _render(self, frame: Frame) -> None:
         tokens = self._composer.render(
@@ -250,56 +187,13 @@ class Worker:
             partial(self._tell_stage, frame),
             is_complete=frame["is_complete"],
         )
-        send_reply(self._channel, frame, "result", tokens=tokens)
+        self._channel.reply(frame, "result", tokens=tokens)
 
     def _tokenize(self, frame: Frame) -> None:
         tokens = self._model.vocabulary.tokenize(
             frame["text"], parse_special=frame["parse_special"]
         )
-        send_reply(self._channel, frame, "result", tokens=tokens)
-
-    def _read_logits(self, frame: Frame, session: Session) -> None:
-        logits = session.read_logits(frame["tokens"], frame["first"])
-        payload = logits.astype("<f4", copy=False).data.cast("B")
-        send_reply(self._channel, frame, "result", payload, shape=logits.shape)
-
-    def _measure(self, frame: Frame, session: Session) -> None:
-        session.clear()
-        test, elapsed_s = SpeedTest(**frame["test"]), []
-        for one_s in measure_speed(self._model, test):
-            elapsed_s.append(one_s)
-            send_reply(self._channel, frame, "progress", n_done=len(elapsed_s))
-        send_reply(
-            self._channel, frame, "result", elapsed_s=elapsed_s, peak_bytes=read_peak_bytes()
-        )
-
-    def _collect(self, frame: Frame, session: Session) -> None:
-        for n_done in self._collector.collect(session, frame["tokens"]):
-            send_reply(self._channel, frame, "progress", n_tokens=n_done)
-        send_reply(self._channel, frame, "result")
-
-    def _read_inputs(self, frame: Frame, _session: Session) -> None:
-        fields, payload = encode_arrays(self._collector.list_tensors())
-        send_reply(self._channel, frame, "result", payload, **fields)
-
-    def _watch(self, frame: Frame, _session: Session) -> None:
-        self._collector.watch(frame["matrices"])
-        send_reply(self._channel, frame, "result")
-
-    def _read_outer(self, frame: Frame, _session: Session) -> None:
-        packed, count = self._collector.read_outer(frame["matrix"], frame["index"])
-        payload = packed.astype("<f4", copy=False).data.cast("B")
-        send_reply(self._channel, frame, "result", payload, count=count)
-
-    def _disturb(self, frame: Frame, _session: Session) -> None:
-        self._collector.disturb(frame["matrix"], frame["variances"], frame["seed"])
-        send_reply(self._channel, frame, "result")
-
-    @property
-    def _collector(self) -> Collector:
-        if self._model.collector is None:
-            raise ValueError("the engine was not made to collect")
-        return self._model.collector
+        self._channel.reply(frame, "result", tokens=tokens)
 
 
 def open_archive(options: LoadOptions, path: Path) -> Archive | None:
@@ -332,24 +226,16 @@ def load_model(channel: Channel, frame: Frame, log: Log) -> Model | None:
         nonlocal told_s
         if time.monotonic() - told_s > 0.1:
             told_s = time.monotonic()
-            send_reply(channel, frame, "progress", share=share)
+            channel.reply(frame, "progress", share=share)
 
     try:
         model = Model(Path(frame["path"]), LoadOptions(**frame["options"]), log, tell)
     except (CascadeError, ValueError) as exc:
-        send_reply(channel, frame, "error", error=encode_error(exc))
+        channel.reply(frame, "error", error=encode_error(exc))
         return None
     announce_engine(Path(frame["path"]), model.info.n_ctx)
-    send_reply(channel, frame, "result", info=asdict(model.info))
+    channel.reply(frame, "result", info=asdict(model.info))
     return model
-
-
-def send_reply(
-    channel: Channel, frame: Frame, kind: str, payload: Payload = b"", **fields: object
-) -> None:
-    """Answer a request with one frame; a client that is gone is the inbox's business."""
-    with contextlib.suppress(OSError):
-        channel.send({"id": frame["id"], "kind": kind, **fields}, payload)
 
 
 def watch_parent(parent: int) -> None:
