@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-N_GRAM = 3
-"""Tokens that must agree before a passage counts as quoted."""
+N_GRAM = 6
+"""Tokens that must agree before a passage counts as quoted. Phrases of three come again in any
+text, and a quarter of what was guessed from them was right; a quotation soon has six."""
 MAX_MATCH = 32
 """Tokens back to which matches are compared; longer ones are as good as equal."""
 MAX_CANDIDATES = 8

@@ -11,9 +11,9 @@ from __future__ import annotations
 MAX_DRAFT = 7
 N_CALM = 8
 """Plain steps that are timed before the first draft: what it is held against."""
-N_TRIAL = 12
+N_TRIAL = 6
 """Drafts of a trial, after which they must have paid."""
-FIRST_PAUSE, LAST_PAUSE = 128, 8192
+FIRST_PAUSE, LAST_PAUSE = 256, 8192
 """Plain steps until the next trial if they did not; twice as many each time."""
 _FORGET = 0.9  # of the sums, at each draft: machines get busy, texts change
 _STEADY = 0.9  # of the typical plain step

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localcascade.engine import lookup
-from localcascade.engine.lookup import MAX_CANDIDATES, MAX_MATCH, N_GRAM, Lookup
+from localcascade.engine.lookup import MAX_CANDIDATES, MAX_MATCH, Lookup
+
+N_GRAM = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def look_for_short_passages() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "N_GRAM", N_GRAM)
+        yield
 
 
 def search(tokens: Sequence[int], n_most: int) -> list[int]:

@@ -82,6 +82,7 @@ def test_drafts_grow_while_they_are_right_and_rest_while_they_are_wrong(mode: st
     for _ in range(4):
         lengths.append(pace.choose_length())
         pace.note_draft(lengths[-1], lengths[-1])
+        pace.note_ahead(0.1, lengths[-1] + 1)
     assert lengths == [2, 5, MAX_DRAFT, MAX_DRAFT]
     pace.note_draft(MAX_DRAFT, 3)
     assert pace.choose_length() == 3
