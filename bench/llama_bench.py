@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 from llama_server import find_tool, make_environment
@@ -148,6 +149,27 @@ def sum_up(pairs: list[tuple[float, float]]) -> list[float]:
     return [ours, theirs, middle, low, high]
 
 
+def compare(
+    model: Path, name: str, clock: str, options: argparse.Namespace, library: Path
+) -> list[float]:
+    """Run one test by one clock in all rounds."""
+    test, by_wall = parse_test(name), clock == "wall"
+
+    def run_side() -> float:
+        return run_theirs(model, test, options.threads, None if by_wall else library)
+
+    with prepare_ours(model, test, options.threads, by_wall) as ours:
+        found = sum_up(alternate(ours, run_side, options.rounds))
+    speeds = "ours {:10.1f}  llama-bench {:10.1f}  {:.3f} ({:.3f} to {:.3f})".format(*found)
+    print(f"{name:10} {clock:10} {speeds}", flush=True)
+    return found
+
+
+def pin(n_threads: int) -> None:
+    """Keep this process, and all that it will start, on as many processors."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-n_threads:])
+
+
 def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(
@@ -158,33 +180,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tests", default="pp512,tg64,pp512@512,tg64@512")
     options = parser.parse_args()
-    processors = sorted(os.sched_getaffinity(0))[-options.threads :]
-    os.sched_setaffinity(0, processors)  # and all that is started from here
     clocks = ["wall", "processor"] if options.threads == 1 else ["wall"]
+    pin(options.threads)
     machine, rows = f"{platform.machine()}, {os.cpu_count()} cores", []
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or write_tiny(Path(folder) / "tiny.gguf")
         library = build_clock(Path(folder))
-        for name, clock in ((n, c) for n in options.tests.split(",") for c in clocks):
-            test, by_wall = parse_test(name), clock == "wall"
-            lent = None if by_wall else library
-            with prepare_ours(model, test, options.threads, by_wall) as ours:
-                pairs = alternate(
-                    ours,
-                    lambda test=test, lent=lent: run_theirs(model, test, options.threads, lent),
-                    options.rounds,
-                )
-            found = sum_up(pairs)
-            rows.append([
-                machine, model.name, options.threads, options.rounds, name, clock,
-                *(f"{value:.2f}" for value in found[:2]), *(f"{value:.4f}" for value in found[2:]),
-            ])  # fmt: skip
-            speeds = "ours {:10.1f}  llama-bench {:10.1f}  {:.3f} ({:.3f} to {:.3f})".format(*found)
-            print(f"{name:10} {clock:10} {speeds}", flush=True)
+        for name, clock in product(options.tests.split(","), clocks):
+            speeds = compare(model, name, clock, options, library)
+            figures = [f"{value:.4f}" for value in speeds]
+            rows.append(
+                [machine, model.name, options.threads, options.rounds, name, clock, *figures]
+            )
     with RESULTS.open("w", newline="") as file:
         head = "machine model threads rounds test clock ours_tokens_s llama_bench_tokens_s"
-        writer = csv.writer(file)
-        writer.writerows([[*head.split(), "ratio", "ratio_q1", "ratio_q3"], *rows])
+        csv.writer(file).writerows([[*head.split(), "ratio", "ratio_q1", "ratio_q3"], *rows])
 
 
 if __name__ == "__main__":
