@@ -26,6 +26,10 @@ _SIGNS: dict[Verdict, Span] = {
     "wrong": Span("✗", "error"),
     "not checked": Span("?", "dim"),
 }
+HOW_TO_INSTALL = (
+    "SymPy is not installed: only plain arithmetic is checked. "
+    "For all steps: pip install 'localcascade[maths]'"
+)
 _NEAR = r"\approx"
 _LATEX = re.compile(r"[\\{_]|\^(?!\d\d)")
 

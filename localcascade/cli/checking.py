@@ -23,14 +23,11 @@ def check_outcome(answer: str, question: str, screen: Screen) -> Findings:
         question: What was asked.
         screen: Where it is said that this takes a moment.
     """
-    from localcascade.chat.checking import Task, check_task
+    from localcascade.chat.checking import HOW_TO_INSTALL, Task, check_task
     from localcascade.maths.algebra import Algebra, is_available
 
     if not is_available():
-        console.print_note(
-            "SymPy is not installed, so only plain arithmetic is checked; for all steps: "
-            "pip install 'localcascade[maths]'"
-        )
+        console.print_note(HOW_TO_INSTALL)
     screen.show_status("Checking the steps")
     try:
         with Algebra() as algebra:

@@ -17,11 +17,6 @@ from quantize.closing import Closing
 if TYPE_CHECKING:
     from localcascade.maths.algebra import Algebra
 
-HOW_TO_INSTALL = (
-    "SymPy is not installed: only plain arithmetic is checked. "
-    "For all steps: pip install 'localcascade[maths]'"
-)
-
 
 class AnswerChecked(TextualMessage):
     """The steps of an answer have been checked."""

@@ -124,8 +124,11 @@ class ScriptedSource:
 def open_chat(
     engine: ScriptedEngine, messages: Sequence[Message] = (), theme: str = "cascade-dark"
 ) -> ChatApp:
-    """A chat with a scripted engine, and a conversation that is kept nowhere."""
+    """A chat with a scripted engine, and a conversation that is kept nowhere.
+
+    Steps are not marked: the thread that checks them ends when it ends.
+    """
     opening = Opening(
         Conversation(MemoryJournal(), messages), "nemotron-cascade-2", engine, "Homework"
     )
-    return ChatApp(ScriptedSource(engine), opening, Preferences(theme))
+    return ChatApp(ScriptedSource(engine), opening, Preferences(theme, checks=False))

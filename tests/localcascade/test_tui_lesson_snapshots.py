@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input, OptionList
 
 from localcascade.chat.composition import Manner
 from localcascade.chat.conversation import Conversation, MemoryJournal, Message, Stats
@@ -19,9 +18,11 @@ from localcascade.prompt.events import Delta, PromptProgress
 from localcascade.settings import THEMES
 from localcascade.tui import speaker
 from localcascade.tui.app import ChatApp, Opening, Preferences
+from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.transcript import Transcript
 from tests.localcascade.scripted_engine import ScriptedEngine, ScriptedSource, end
+from tests.localcascade.shelves import wait_for_rows, wait_until
 
 SIZES = ((60, 16), (100, 30), (140, 44))
 COMPARE = Callable[..., bool]
@@ -72,21 +73,15 @@ async def settle(pilot: Pilot[Any]) -> None:
 
 async def await_checks(pilot: Pilot[Any]) -> None:
     """Wait until the thread has told of everything."""
-    for _ in range(1000):
-        if len(pilot.app.screen.query_one(Transcript)._findings) == N_CHECKED:
-            break
-        await pilot.pause(0.02)
+    transcript = pilot.app.screen.query_one(Transcript)
+    await wait_until(pilot, lambda: len(transcript._findings) == N_CHECKED)
     await settle(pilot)
 
 
 async def await_problems(pilot: Pilot[Any]) -> None:
     """Wait until the list is filled, with no cursor blinking above it."""
-    for _ in range(1000):
-        lists = pilot.app.screen.query(OptionList)
-        if lists and lists.first(OptionList).option_count:
-            break
-        await pilot.pause(0.02)
-    pilot.app.screen.query_one(Input).cursor_blink = False
+    await wait_until(pilot, lambda: isinstance(pilot.app.screen, PracticeScreen))
+    await wait_for_rows(pilot)
     await settle(pilot)
 
 
@@ -120,6 +115,8 @@ def test_sealed_thinking_streams(snap_compare: COMPARE) -> None:
         await settle(pilot)
         pilot.app.screen.query_one(Composer).insert("Solve $x^2 + 1 = 0$.")
         await pilot.press("alt+h")
+        transcript = pilot.app.screen.query_one(Transcript)
+        await wait_until(pilot, lambda: "sealed" in transcript.render_line(4).text)
         await settle(pilot)
 
     thinking = "The roots are i and -i.\n\n## How to say it\nSo"

@@ -14,6 +14,7 @@ from textual.widgets import Static
 
 from localcascade.chat.blocks import find_code
 from localcascade.chat.card import CHECKS_VIEWS, ChecksView
+from localcascade.chat.checking import HOW_TO_INSTALL
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Message
 from localcascade.chat.exchange import Exchange
@@ -34,7 +35,7 @@ _CHECKS_NOTES: Final[Mapping[ChecksView, str]] = MappingProxyType(
 
 
 class ReadingScreen(Screen[None]):
-    """What the keys do to a conversation that is there, whoever writes it.
+    """Lets the user read a conversation, whoever writes it.
 
     Whoever inherits puts the transcript, a Finder, a Composer and a Static `notice` on the screen.
 
@@ -125,7 +126,7 @@ class ReadingScreen(Screen[None]):
         self._check_answers()
         self._notify(_CHECKS_NOTES[self._checks], "information")
         if self._checks == "line" and not checker.has_algebra():
-            self._notify(checker.HOW_TO_INSTALL, "warning")
+            self._notify(HOW_TO_INSTALL, "warning")
 
     def _check_answers(self) -> None:
         """Check what is new, in a thread; the attempts of a student whatever is shown."""
