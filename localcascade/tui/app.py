@@ -255,9 +255,8 @@ class ChatApp(App[None]):
         if opening.conversation.is_tutored and manner.tutor is None:
             manner = replace(manner, tutor=load_tutor())
         exchange = Exchange(opening.conversation, manner, opening.model)
-        title = f"{opening.model} — {opening.title}" if opening.title else opening.model
         topic, self._topic = self._topic, None
-        return LessonScreen(exchange, opening.engine, title, opening.notice, checks, topic)
+        return LessonScreen(exchange, opening.engine, opening.title, opening.notice, checks, topic)
 
     def _tell(self, text: str) -> None:
         self.notify(make_safe(text), severity="error", markup=False, timeout=8)

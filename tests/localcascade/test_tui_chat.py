@@ -358,8 +358,7 @@ async def test_a_model_that_cannot_be_loaded_is_told() -> None:
     async with app.run_test() as pilot:
         await settle(pilot)
         assert app.screen.query_one(Gauge).readings.state == "no model"
-        [notification] = app._notifications
-        assert notification.message == "x.gguf: cut off Get it again."
+        assert read_notice(app) == "x.gguf: cut off Get it again."
 
 
 async def test_a_new_conversation_is_begun() -> None:

@@ -298,6 +298,10 @@ async def test_a_new_one_is_begun_and_nothing_is_lost(history: History) -> None:
         await choose(pilot, "escape")
         assert read_texts(app) == []
         assert [session.n_messages for session in history.list_sessions()] == [2]
+        assert read(app, "#top") == "tiny"
+        app.screen.query_one(Composer).insert("And now?\nWell?")
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: read(app, "#top") == "tiny — And now?")
 
 
 @pytest.mark.asyncio

@@ -19,6 +19,7 @@ from localcascade.chat.card import Live
 from localcascade.chat.controls import make_safe
 from localcascade.chat.conversation import Message
 from localcascade.chat.exchange import Exchange
+from localcascade.chat.journal import write_title
 from localcascade.chat.markdown import warm_up
 from localcascade.chat.turn import Turn
 from localcascade.errors import CascadeError
@@ -45,7 +46,7 @@ class ChatScreen(ReadingScreen):
     Args:
         exchange: The conversation.
         voice: The model behind it.
-        title: What the line at the top says.
+        title: Of the conversation; empty while there is none.
         notice: What the user should know at first.
         checks: Whether steps are marked as right or wrong; None where SymPy is installed.
     """
@@ -76,7 +77,7 @@ class ChatScreen(ReadingScreen):
         super().__init__(exchange, checks)
         self._notice = notice
         self._speaker = Speaker(voice, self)
-        self._top_line = title
+        self._title = title
         self._editing: Message | None = None
         self._turn: Worker[None] | None = None
         self._attachments: list[Attachment] = []
@@ -85,7 +86,7 @@ class ChatScreen(ReadingScreen):
     def compose(self) -> ComposeResult:
         """Everything but the side panel; what opens between is hidden."""
         with Horizontal(id="middle"), Vertical(id="left"):
-            yield Static(make_safe(self._top_line), id="top", markup=False)
+            yield Static("", id="top", markup=False)
             yield self._transcript
             yield Finder(id="finder")
             yield AttachPicker(id="attach")
@@ -99,6 +100,13 @@ class ChatScreen(ReadingScreen):
         self._show_path()
         self._show_notice(self._notice)
         self.call_after_refresh(self._begin_loading)
+
+    def _show_path(self) -> None:
+        path = self._exchange.conversation.path
+        self._title = self._title or (write_title(path[0].text) if path else "")
+        shown = [part for part in (self._exchange.model, self._title) if part]
+        self.query_one("#top", Static).update(make_safe(" — ".join(shown)))
+        super()._show_path()
 
     def on_unmount(self) -> None:
         """Keep what there is of an answer that is left."""
@@ -133,7 +141,7 @@ class ChatScreen(ReadingScreen):
     @on(speaker.ModelFailed)
     def _show_failure(self, event: speaker.ModelFailed) -> None:
         self._read(state="no model")
-        self._notify(f"{event.error} {event.error.hint}".strip(), "error")
+        self._show_notice(f"{event.error} {event.error.hint}".strip())
 
     @on(speaker.MemoryMeasured)
     def _show_memory(self, event: speaker.MemoryMeasured) -> None:

@@ -26,7 +26,7 @@ class LessonScreen(ChatScreen):
     Args:
         exchange: The conversation; its manner says whether there is a tutor.
         voice: The model behind it.
-        title: What the line at the top says.
+        title: Of the conversation; empty while there is none.
         notice: What the user should know at first.
         checks: Whether steps are marked as right or wrong; None where SymPy is installed.
         topic: Words to filter the practice problems with, which are shown at first; None shows
