@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pytest
 from textual.app import App
@@ -15,6 +16,7 @@ from localcascade.chat.conversation import Conversation, MemoryJournal, Message
 from localcascade.chat.tutor import load_tutor
 from localcascade.prompt.events import Delta
 from localcascade.tui import checker
+from localcascade.tui.actions import list_actions
 from localcascade.tui.app import ChatApp, Opening, Preferences
 from localcascade.tui.screens.lesson import LessonScreen
 from localcascade.tui.screens.practice import PracticeScreen
@@ -42,11 +44,12 @@ def open_lesson(
     tutored: bool = True,
     checks: bool | None = None,
     topic: str | None = None,
+    keys: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[ChatApp, ScriptedEngine]:
     engine = ScriptedEngine(list(scripts or [[end()]]))  # type: ignore[arg-type]
     manner = Manner(tutor=TUTOR if tutored else None)
     opening = Opening(Conversation(MemoryJournal(), messages), "scripted", engine)
-    preferences = Preferences(manner=manner, checks=checks)
+    preferences = Preferences(keys=keys, manner=manner, checks=checks)
     return ChatApp(ScriptedSource(engine), opening, preferences, topic=topic), engine
 
 
@@ -298,3 +301,25 @@ async def test_without_sympy_steps_are_marked_only_when_asked_for(
         await wait_for(pilot, "✗ 1 step wrong · ? 1 not checked")
         told = [str(note.message) for note in app._notifications]
         assert any("pip install 'localcascade[maths]'" in text for text in told)
+
+
+async def test_every_key_is_in_help_and_palette() -> None:
+    app, _ = open_lesson()
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        listed = {action.id: action.group for action in list_actions(app.screen)}
+        names = ("tutor", "hint", "step", "solution", "reveal", "practice", "attempt")
+        assert {listed[f"lesson.{name}"] for name in names} == {"Tutor and practice"}
+        assert listed["chat.checks"] == "Conversation"
+
+
+async def test_keys_of_the_lesson_can_be_changed() -> None:
+    app, engine = open_lesson(think_and_say("", "What is 2 times 3?"), keys={"lesson.hint": "f12"})
+    async with app.run_test() as pilot:
+        app.screen.query_one(Composer).insert("Solve it")
+        await pilot.press("alt+h")
+        await settle(pilot)
+        assert not engine.requests
+        await pilot.press("f12")
+        await settle(pilot)
+        assert engine.requests[0].messages[-1]["content"].endswith(TUTOR.helps["hint"].wish)
