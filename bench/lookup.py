@@ -95,8 +95,8 @@ def map_matrix(path: Path, name: str) -> np.memmap[Any, np.dtype[np.uint16]]:
 def list_rounds(n_tokens: int) -> dict[str, list[Prompt]]:
     """The two tasks of the file that goes round."""
     dice = random.Random(1)
-    starts = [dice.randrange(LONG.start, LONG.stop - 1000) for _ in range(2)]
-    copying = [(*SHORT, *SHORT, *SHORT[: 7 * i]) for i in range(2)]
+    starts = [dice.randrange(LONG.start, LONG.stop - 1000)]
+    copying = [(*SHORT, *SHORT, *SHORT)]
     return {
         "copying": [make_prompt(tokens, n_tokens) for tokens in copying],
         "ordinary": [make_prompt(tuple(range(s, s + 150)), n_tokens) for s in starts],

@@ -207,6 +207,8 @@ class Scheduler:
         assert one.session is not None
         self._slots.release(one.session)
         one.session = None
+        if one.speculation is not None:
+            one.speculation.forget()
 
     def _fail_all(self, error: NativeError) -> None:
         """After a failed decode nobody knows what the context holds."""

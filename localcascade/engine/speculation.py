@@ -77,11 +77,12 @@ class Speculation:
         return len(self._held) < self._end
 
     def forget(self) -> None:
-        """Go on from what is held as if there had been no drafts: others have joined.
+        """Go on from what is held as if there had been no drafts, and drop the copied states.
 
-        Then batches are mixed, and no answer is to the last bit what it is alone.
+        So it is at the end, and when others join: batches are mixed then, and no answer is to the
+        last bit what it is alone.
         """
-        self._anchor = None
+        self._anchor = self._back = None
         self._is_comparing = False
         self._end = 0
         self._leads.clear()
