@@ -3,14 +3,15 @@
     python bench/llama_bench.py [MODEL] [--rounds 15] [--threads N] [--tests pp512,tg64,pp512@512]
 
 Many short rounds, in each of which both run, in turn the one and the other first, on the same
-processors: what else the machine does comes and goes, and slows both. Without MODEL, the bundled
-tiny model is converted first. Two clocks, each with rounds of its own:
+processors, and loaded anew: what else the machine does comes and goes, and slows both, and where a
+model comes to lie in memory matters. Without MODEL, the bundled tiny model is converted first. Two
+clocks, each with rounds of its own:
 
 - wall: `localcascade bench` as a user has it, through the worker, and llama-bench as it is;
 - processor: what the process computes, waiting left out, which says more on a shared machine; with
-  one thread only, for several wait for each other by computing. Ours runs the same function with
-  that clock in this process; llama-bench is lent a library that answers its questions for the time
-  (Linux only).
+  one thread only, for several wait for each other by computing. Ours runs the worker's function
+  with that clock; llama-bench is lent a library that answers its questions for the time (Linux
+  only).
 
 Writes bench/results/llama_bench.csv. The claim: the median of the ratios is within 3 % of 1.
 """
@@ -18,7 +19,6 @@ Writes bench/results/llama_bench.csv. The claim: the median of the ratios is wit
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import os
@@ -29,10 +29,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+from geometry import run_alone
 from llama_server import find_tool, make_environment
 
 ROOT = Path(__file__).parents[1]
@@ -110,24 +112,23 @@ def run_theirs(model: Path, test: SpeedTest, n_threads: int, clock: Path | None)
     return statistics.median(row["samples_ts"])
 
 
-@contextlib.contextmanager
-def prepare_ours(model: Path, test: SpeedTest, n_threads: int, by_wall: bool) -> Iterator[Side]:
-    """Load the model; in the worker for the wall clock, in this process for the other."""
-    options = LoadOptions(
-        test.depth + test.n_tokens, n_threads, n_batch=N_BATCH, n_outputs=CHAT_OUTPUTS
-    )
-    if by_wall:
-        with Engine(
-            model, n_ctx=options.n_ctx, n_threads=n_threads, n_batch=N_BATCH, n_outputs=CHAT_OUTPUTS
-        ) as engine:
-            yield lambda: test.n_tokens / statistics.median(engine.measure(test).elapsed_s)
-    else:
-        loaded = load(model, options)
-        yield (
-            lambda: (
-                test.n_tokens / statistics.median(measure_speed(loaded, test, time.process_time))
-            )
-        )
+def run_ours(model: Path, test: SpeedTest, n_threads: int, *, by_wall: bool) -> float:
+    """Load and run ours, where llama-bench loads anew too; median of tokens a second.
+
+    Where in memory a model comes to lie makes it faster or slower by some per cent.
+    """
+    options: dict[str, Any] = {"n_ctx": test.depth + test.n_tokens, "n_threads": n_threads}
+    options |= {"n_batch": N_BATCH, "n_outputs": CHAT_OUTPUTS}
+    if not by_wall:
+        return run_alone(measure_processor, model, test, options)
+    with Engine(model, **options) as engine:
+        return test.n_tokens / statistics.median(engine.measure(test).elapsed_s)
+
+
+def measure_processor(model: Path, test: SpeedTest, options: dict[str, Any]) -> float:
+    """Run ours in this process, timed by what it computes."""
+    loaded = load(model, LoadOptions(**options))
+    return test.n_tokens / statistics.median(measure_speed(loaded, test, time.process_time))
 
 
 def alternate(ours: Side, theirs: Side, n_rounds: int) -> list[tuple[float, float]]:
@@ -154,12 +155,14 @@ def compare(
 ) -> list[float]:
     """Run one test by one clock in all rounds."""
     test, by_wall = parse_test(name), clock == "wall"
-
-    def run_side() -> float:
-        return run_theirs(model, test, options.threads, None if by_wall else library)
-
-    with prepare_ours(model, test, options.threads, by_wall) as ours:
-        found = sum_up(alternate(ours, run_side, options.rounds))
+    lent = None if by_wall else library
+    found = sum_up(
+        alternate(
+            lambda: run_ours(model, test, options.threads, by_wall=by_wall),
+            lambda: run_theirs(model, test, options.threads, lent),
+            options.rounds,
+        )
+    )
     speeds = "ours {:10.1f}  llama-bench {:10.1f}  {:.3f} ({:.3f} to {:.3f})".format(*found)
     print(f"{name:10} {clock:10} {speeds}", flush=True)
     return found
