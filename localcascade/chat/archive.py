@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MAX_LISTED = 500
 """Most conversations that are listed; words find the others."""
 MAX_MATCHES = 300
-"""Most messages that are looked at for words."""
+"""Most messages that are looked at for what to show of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,11 @@ class Archive:
         """
         if not query.strip():
             return [_make_entry(session) for session in self._history.list_sessions(MAX_LISTED)]
-        found: dict[str, Match] = {}
+        found: dict[str, Match | None] = {}
         for match in self._leave_out_sealed(self._history.search(query, limit=MAX_MATCHES)):
             found.setdefault(match.session, match)  # the best one of each
+        # A long conversation with many of these words must not hide the others.
+        found = dict.fromkeys(self._history.find_sessions(query)) | found
         return list(_choose(self._history.list_sessions(), found, query.casefold().split()))
 
     def _leave_out_sealed(self, matches: Sequence[Match]) -> list[Match]:
@@ -78,12 +80,13 @@ class Archive:
 
 
 def _choose(
-    sessions: Sequence[Session], found: dict[str, Match], words: Sequence[str]
+    sessions: Sequence[Session], found: Mapping[str, Match | None], words: Sequence[str]
 ) -> Iterable[Entry]:
     for session in sessions:
         title = session.title.casefold()
         if session.id in found:
-            yield replace(_make_entry(session), snippet=found[session.id].snippet)
+            match = found[session.id]
+            yield replace(_make_entry(session), snippet=match.snippet if match else ())
         elif all(word in title for word in words):
             yield _make_entry(session)
 

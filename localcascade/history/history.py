@@ -24,7 +24,7 @@ from localcascade.history.records import (
     Transcript,
 )
 from localcascade.history.schema import MESSAGE_COLUMNS, SESSION_COLUMNS
-from localcascade.history.search import search
+from localcascade.history.search import find_sessions, search
 from localcascade.history.statements import Statement
 from localcascade.history.stream import Stream
 from localcascade.history.writer import Writer
@@ -304,6 +304,11 @@ class History(Closing):
         """
         self._flush_quietly()
         return search(self._database, query, session, limit)
+
+    def find_sessions(self, query: str) -> set[str]:
+        """Find the ids of all sessions with a message whose text, not thinking, has such words."""
+        self._flush_quietly()
+        return find_sessions(self._database, query)
 
     def export(self, session: str) -> Transcript:
         """Read a whole session.

@@ -20,12 +20,19 @@ _INDEXED = f"""
     WHERE words MATCH ? AND deleted_s IS NULL AND sessions.id = coalesce(?, sessions.id)
     ORDER BY rank LIMIT ?
 """
-_LIKE = "(text LIKE ? ESCAPE '\\' OR thinking LIKE ? ESCAPE '\\')"
+_TEXT_LIKE = "text LIKE ? ESCAPE '\\'"
+_LIKE = f"({_TEXT_LIKE} OR thinking LIKE ? ESCAPE '\\')"
 _PLAIN = f"""
     SELECT {_COLUMNS}, text, thinking FROM messages JOIN sessions ON sessions.id = session
     WHERE {{}} AND deleted_s IS NULL AND sessions.id = coalesce(?, sessions.id)
     ORDER BY messages.n DESC LIMIT ?
 """
+
+_SESSIONS = "SELECT DISTINCT session FROM messages JOIN sessions ON sessions.id = session"
+_SESSIONS_INDEXED = f"""
+    {_SESSIONS} JOIN words ON messages.n = words.rowid WHERE words MATCH ? AND deleted_s IS NULL
+"""
+_SESSIONS_PLAIN = f"{_SESSIONS} WHERE {{}} AND deleted_s IS NULL"
 
 
 def split_query(query: str) -> list[tuple[str, bool]]:
@@ -47,17 +54,38 @@ def search(database: Database, query: str, session: str | None, limit: int) -> l
     words = split_query(query)
     if not words:
         return []
-    indexed = database.has_index and all(re.search(r"\w", word) for word, _ in words)
-    found = _search_index(database, words, session, limit) if indexed else []
+    found = _search_index(database, words, session, limit) if _fits_index(database, words) else []
     return found or _search_plainly(database, [word for word, _ in words], session, limit)
+
+
+def find_sessions(database: Database, query: str) -> set[str]:
+    """Find sessions by the texts of their messages; see `History.find_sessions`."""
+    words = split_query(query)
+    if not words:
+        return set()
+    sql = _SESSIONS_INDEXED
+    terms = f"text : ({_write_terms(words)})"
+    rows = database.query(sql, (terms,)) if _fits_index(database, words) else []
+    if not rows:
+        condition = " AND ".join([_TEXT_LIKE] * len(words))
+        values = [_write_pattern(word) for word, _ in words]
+        rows = database.query(_SESSIONS_PLAIN.format(condition), values)
+    return {session for (session,) in rows}
+
+
+def _fits_index(database: Database, words: Sequence[tuple[str, bool]]) -> bool:
+    return database.has_index and all(re.search(r"\w", word) for word, _ in words)
 
 
 def _search_index(
     database: Database, words: Sequence[tuple[str, bool]], session: str | None, limit: int
 ) -> list[Match]:
-    terms = [_quote(word) + ("" if quoted else "*") for word, quoted in words]
-    rows = database.query(_INDEXED, (" ".join(terms), session, limit))
+    rows = database.query(_INDEXED, (_write_terms(words), session, limit))
     return [_read_match(row, _cut_marked(row[5]), _cut_marked(row[6])) for row in rows]
+
+
+def _write_terms(words: Sequence[tuple[str, bool]]) -> str:
+    return " ".join(_quote(word) + ("" if quoted else "*") for word, quoted in words)
 
 
 def _quote(word: str) -> str:
@@ -67,11 +95,14 @@ def _quote(word: str) -> str:
 def _search_plainly(
     database: Database, words: Sequence[str], session: str | None, limit: int
 ) -> list[Match]:
-    patterns = ["%" + re.sub(r"([%_\\])", r"\\\1", word) + "%" for word in words]
-    sql = _PLAIN.format(" AND ".join([_LIKE] * len(words)))
-    values = [pattern for each in patterns for pattern in (each, each)]
-    rows = database.query(sql, (*values, session, limit))
+    condition = " AND ".join([_LIKE] * len(words))
+    values = [pattern for word in words for pattern in [_write_pattern(word)] * 2]
+    rows = database.query(_PLAIN.format(condition), (*values, session, limit))
     return [_read_match(row, _cut(row[5], words), _cut(row[6], words)) for row in rows]
+
+
+def _write_pattern(word: str) -> str:
+    return "%" + re.sub(r"([%_\\])", r"\\\1", word) + "%"
 
 
 def _read_match(row: Sequence[Any], text: tuple[str, ...], thinking: tuple[str, ...]) -> Match:

@@ -219,6 +219,21 @@ def test_the_archive_finds_by_title_and_by_message(history: History) -> None:
     assert [entry.id for entry in archive.list_entries("matr")] == [new]
 
 
+@pytest.mark.parametrize("query", ["what", '"What is"', "hat is", "?"])
+def test_a_long_conversation_does_not_hide_the_others(
+    history: History, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setattr("localcascade.chat.archive.MAX_MATCHES", 3)
+    short = keep(history, "Short", "What is this?", "That.")
+    keep(history, "Other", "Nothing of it", "here.")
+    gone = keep(history, "Gone", "What is that?")
+    history.delete(gone)
+    long = keep(history, "Long", *["What is it?"] * 20)
+    found = Archive(history).list_entries(query)
+    assert [entry.id for entry in found] == [long, short]
+    assert found[0].snippet != ()
+
+
 class KeptSource:
     """Conversations of a history, with one engine for each model that is installed."""
 
