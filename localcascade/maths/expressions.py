@@ -7,7 +7,8 @@ derivative, integral, sum, product, limit. Whatever can be read in two ways is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -95,6 +96,7 @@ def _number(value: Fraction) -> Tree:
 
 
 _MINUS_ONE = _number(Fraction(-1))
+_ONE = (Lexeme("number", "1", Fraction(1)),)
 
 
 class _Parser:
@@ -305,18 +307,24 @@ class _Parser:
     def _read_integral(self) -> Tree:
         has_bounds = bool(self.rest) and self.rest[0].text == "_"
         bounds = [parse_lexemes(self._read_bound(sign)) for sign in "_^"] if has_bounds else []
-        stop = next((at for at in self._find_differentials()), None)
-        if stop is None:
-            raise Unreadable("over what is integrated")
-        body, name = self.rest[:stop], self.rest[stop + 1].text
-        self.rest = self.rest[stop + 2 :]
+        body, name = self._take_integrand()
         inner = parse_lexemes(body) if body else _number(Fraction(1))
         return ("area", inner, name, *bounds) if bounds else ("integral", inner, name)
 
-    def _find_differentials(self) -> Iterator[int]:
-        for at, word in enumerate(self.rest[:-1]):
-            if word.kind == "name" and word.text == "d" and self.rest[at + 1].kind == "name":
-                yield at
+    def _take_integrand(self) -> tuple[Sequence[Lexeme], str]:
+        """What is integrated, up to its dx, and over what; the dx may stand in a numerator."""
+        for at, word in enumerate(self.rest):
+            if _is_differential(self.rest[at : at + 2]):
+                body, name = self.rest[:at], self.rest[at + 1].text
+                self.rest = self.rest[at + 2 :]
+                return body, name
+            top, bottom = (*(part or () for part in word.parts), (), ())[:2]
+            is_fraction = word.kind == "command" and word.text.endswith("frac")
+            if is_fraction and _is_differential(top[-2:]) and not _is_differential(bottom):
+                body = [*self.rest[:at], replace(word, parts=(top[:-2] or _ONE, bottom))]
+                self.rest = self.rest[at + 1 :]
+                return body, top[-1].text
+        raise Unreadable("over what is integrated")
 
     def _read_bound(self, sign: str) -> Sequence[Lexeme]:
         if not self._take(sign):
@@ -327,6 +335,10 @@ class _Parser:
         if self.rest and self.rest[0].kind == "sign" and self.rest[0].text in signs:
             return self.rest.pop(0).text
         return ""
+
+
+def _is_differential(words: Sequence[Lexeme]) -> bool:
+    return [word.kind for word in words] == ["name", "name"] and words[0].text == "d"
 
 
 def _split_at(lexemes: Sequence[Lexeme], sign: str) -> tuple[Sequence[Lexeme], Sequence[Lexeme]]:
