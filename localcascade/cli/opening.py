@@ -128,7 +128,10 @@ class Openings(Closing):
     def _find(self, *names: str) -> ModelIdentity:
         """Find the first of some models; a name is as good as its file, unless that is gone."""
         if self._source.remote is not None:
-            return ModelIdentity(names[0], self._source.remote)
+            # A conversation's own model is asked for only where it came from this server.
+            is_there = len(names) == 1 or names[-1] == self._source.remote
+            self._model = names[0] if is_there else self._choose_model()
+            return ModelIdentity(self._model, self._source.remote)
         for name in names[:-1]:
             with suppress(CascadeError):
                 find_model(name)

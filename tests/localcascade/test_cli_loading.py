@@ -20,6 +20,7 @@ from localcascade.cli.loading import Placement, Source, spread_options
 from localcascade.cli.opening import Openings
 from localcascade.engine import client
 from localcascade.errors import CascadeError
+from localcascade.history import History, ModelIdentity
 from localcascade.prompt.events import ChatRequest, Delta, Failed
 from tests.localcascade.openai_server import say, serve, stream
 
@@ -108,6 +109,22 @@ def test_the_chat_asks_a_server(home: Path, model: str | None, shown: str) -> No
         assert not [event for event in events if isinstance(event, Failed)]
         assert [e.text for e in events if isinstance(e, Delta)] == ["hello"]
         assert stub.bodies[0]["model"] == "stub"
+
+
+def test_a_conversation_goes_on_with_the_model_of_its_server(home: Path) -> None:
+    def keep(name: str, file: str) -> str:
+        with History.open() as history:
+            session = history.create_session("kept", ModelIdentity(name, file))
+            history.append(session.id, None, "user", "hi")
+        return session.id
+
+    url = "http://localhost:1/v1"
+    here, there = keep("tiny", "/models/tiny.gguf"), keep("large", url)
+    with Openings.open(Source(remote=url)) as openings:
+        assert openings.resume(here, None).model == url  # the first model of the server
+        assert openings.resume(here, "small").model == "small"
+        assert openings.begin(None).model == "small"
+        assert openings.resume(there, None).model == "large"
 
 
 @dataclass(frozen=True)
