@@ -13,7 +13,8 @@ clocks, each with rounds of its own:
   with that clock; llama-bench is lent a library that answers its questions for the time (Linux
   only).
 
-Writes bench/results/llama_bench.csv. The claim: the median of the ratios is within 3 % of 1.
+Writes bench/results/llama_bench.csv, or with MODEL llama_bench_MODEL.csv. The claim: the median of
+the ratios is within 3 % of 1.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from quantize.ggml import type_named  # noqa: E402
 from quantize.safetensors import open_checkpoint  # noqa: E402
 from tests.localcascade.local_engine import load  # noqa: E402
 
-RESULTS = ROOT / "bench" / "results" / "llama_bench.csv"
+RESULTS = ROOT / "bench" / "results"
 N_BATCH, N_REPETITIONS = 512, 3
 CPU_CLOCK = """
 #define _GNU_SOURCE
@@ -197,7 +198,8 @@ def main() -> None:
             rows.append(
                 [machine, model.name, options.threads, options.rounds, name, clock, *figures]
             )
-    with RESULTS.open("w", newline="") as file:
+    file_name = f"llama_bench_{options.model.stem}.csv" if options.model else "llama_bench.csv"
+    with (RESULTS / file_name).open("w", newline="") as file:
         head = "machine model threads rounds test clock ours_tokens_s llama_bench_tokens_s"
         csv.writer(file).writerows([[*head.split(), "ratio", "ratio_q1", "ratio_q3"], *rows])
 
