@@ -71,9 +71,9 @@ BITS = (2.25, 2.6, 3.1, 3.5, 4.25, 4.5, 5.5)
 SCARCE = "scarce.imatrix.gguf"
 ABLATED_BITS = (2.25, 3.1, 4.25)
 N_CTX = 512
-N_WINDOWS = 48
+N_WINDOWS = 32
 CALIBRATION_SEED, EVALUATION_SEED = 1, 7
-N_CHATS, EVALUATION_CHATS = 150, 450
+N_CHATS, EVALUATION_CHATS = 150, 300
 N_PROBED = 4096
 """Tokens scored in each probe: the bench's own text is long enough."""
 SCARCE_CHATS = 4
@@ -232,11 +232,12 @@ def open_bench(folder: Path) -> Bench:
     held_out = [write_chats(folder / "evaluation.jsonl", EVALUATION_SEED, EVALUATION_CHATS)]
     few = [write_chats(folder / "scarce.jsonl", CALIBRATION_SEED, SCARCE_CHATS)]
     with Engine(model, n_ctx=calibration.DEFAULT_N_CTX, collects=True) as engine:
+        write_importance(folder / SCARCE, calibration.calibrate(engine, few).importance)
+    with Engine(model, n_ctx=calibration.DEFAULT_N_CTX, collects=True) as engine:
         bos = engine.load().bos
         write_importance(
             folder / "tiny.imatrix.gguf", calibration.calibrate(engine, texts).importance
         )
-        write_importance(folder / SCARCE, calibration.calibrate(engine, few).importance)
         passes = calibration.plan_passes(calibration.list_stacks(model), 1 << 30)
         calibration.collect_moments(
             engine, folder / "moments.gguf", passes, texts, identity="tiny f32"
