@@ -44,9 +44,9 @@ from quantize.trial import make_costs, try_types
 SCARCE = "scarce.imatrix.gguf"
 """Importance collected on SCARCE_CHATS, in the bench's folder."""
 N_CTX = 512
-N_WINDOWS = 32
+N_WINDOWS = 64
 CALIBRATION_SEED, EVALUATION_SEED = 1, 7
-N_CHATS, EVALUATION_CHATS, SCARCE_CHATS = 150, 300, 4
+N_CHATS, EVALUATION_CHATS, SCARCE_CHATS = 150, 600, 4
 N_PROBED = 4096
 """Tokens scored in each probe: the bench's own text is long enough."""
 UNPADDED = {"quantize.allocate._round_up": lambda width: width}

@@ -30,6 +30,9 @@ VARIANCES = (0.01, 0.04)
 """Variances of the errors relative to the weights' mean square, in turn from window to window: of
 encodings of 4 and of 3 bits. Where errors change which experts are chosen, the divergence grows
 less than in proportion, so what matters is measured where it will lie."""
+MOST_KL = 1.0
+"""Nats that one token may count: more are a choice overturned, and of a few thousand tokens the two
+or three to which that happens would decide a matrix's sensitivity by chance."""
 _SAMPLED_ROWS = 512
 """Of each expert, to estimate the mean square of its weights."""
 WINDOW_TOKENS, FIRST_SCORED = 256, 64
@@ -164,4 +167,5 @@ def _measure_divergence(engine: Engine, window: Sequence[int], clean: F32Array) 
     """Mean KL divergence of what the engine predicts in a window from clean logits, in nats."""
     got = _read_scored(engine, window)
     # Only the divergence is asked for, so any tokens do.
-    return float(score_tokens(got, clean, np.zeros(len(got), np.int32)).kl.mean())
+    kl = score_tokens(got, clean, np.zeros(len(got), np.int32)).kl
+    return float(np.minimum(kl, MOST_KL).mean())
