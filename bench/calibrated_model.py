@@ -29,7 +29,14 @@ from localcascade.store import bundled_checkpoint_folder
 from quantize.allocate import Allocation, allocate, estimate
 from quantize.choices import Choices
 from quantize.convert import quantize_checkpoint
-from quantize.costs import EXPERTS_DOWN, EXPERTS_UP, TYPE_ERRORS, AssumedSensitivity, split_name
+from quantize.costs import (
+    EXPERTS_DOWN,
+    EXPERTS_UP,
+    TYPE_ERRORS,
+    AssumedSensitivity,
+    WeighedSensitivity,
+    split_name,
+)
 from quantize.draft import Draft, list_recipe_metadata, open_draft
 from quantize.families import describe_model
 from quantize.ggml import type_named
@@ -45,8 +52,8 @@ SCARCE = "scarce.imatrix.gguf"
 """Importance collected on SCARCE_CHATS, in the bench's folder."""
 N_CTX = 512
 N_WINDOWS = 64
-CALIBRATION_SEED, EVALUATION_SEED = 1, 7
-N_CHATS, EVALUATION_CHATS, SCARCE_CHATS = 150, 600, 4
+CALIBRATION_SEED, VALIDATION_SEED, EVALUATION_SEED = 1, 3, 7
+N_CHATS, HELD_OUT_CHATS, SCARCE_CHATS = 150, 600, 4
 N_PROBED = 4096
 """Tokens scored in each probe: the bench's own text is long enough."""
 UNPADDED = {"quantize.allocate._round_up": lambda width: width}
@@ -63,6 +70,7 @@ SWITCHES = {
     "refit": "refit", "feedback": "feedback",
 }  # fmt: skip
 """Idea -> its switch."""
+NO_WEIGHTS: Mapping[str, float] = {}
 KNOWLEDGE = ("importance", "sensitivity", "trials", "allocation")
 """Ideas that are something known, or decided, before the encoding."""
 
@@ -91,6 +99,8 @@ class Bench:
     folder: Path
     checkpoint: Path
     judge: Judge
+    validator: Judge
+    """Of another text, by which a recipe may be chosen."""
     importance: Importance
     sensitivity: Sensitivity
 
@@ -107,15 +117,17 @@ class Bench:
         n_weights = sum(prod(t.shape) for t in experts)
         return self.draft.measure_file(Choices(types)) - round(n_weights * (8.5 - bits) / 8)
 
-    def make_ours(self, limit_bytes: int, without: str = "") -> tuple[Path, Allocation]:
-        """Make our file of at most so many bytes, without one of the ideas."""
+    def make_ours(
+        self, limit_bytes: int, without: str = "", weights: Mapping[str, float] = NO_WEIGHTS
+    ) -> tuple[Path, Allocation]:
+        """Make our file of at most so many bytes, without an idea, or with kinds weighed more."""
         transforms = Transforms()
         if without in SWITCHES:
             transforms = replace(transforms, **{SWITCHES[without]: False})
         with ExitStack() as stack:
             for target, value in PATCHES.get(without, {}).items():
                 stack.enter_context(mock.patch(target, value))
-            found = self._choose(limit_bytes, without)
+            found = self._choose(limit_bytes, without, weights)
             importance = None if without == "importance" else self.importance
             return self.write_file(found, transforms, importance), found
 
@@ -137,7 +149,7 @@ class Bench:
             )
         return output
 
-    def _choose(self, limit_bytes: int, without: str) -> Allocation:
+    def _choose(self, limit_bytes: int, without: str, weights: Mapping[str, float]) -> Allocation:
         importance = None if without == "importance" else self.importance
         draft = replace(self.draft, importance=importance)
         is_as_ever = without not in ("importance", "encoders")
@@ -146,7 +158,7 @@ class Bench:
             measured = {}
         assumed = AssumedSensitivity(frozenset(draft.matrices))
         known = assumed if without == "sensitivity" else self.sensitivity
-        costs = make_costs(known, importance, measured)
+        costs = make_costs(WeighedSensitivity(known, weights), importance, measured)
         if without != "allocation":
             return allocate(draft, costs, limit_bytes)
         uniform = (estimate(draft, costs, c) for c in self._list_uniform())
@@ -189,12 +201,10 @@ def open_bench(folder: Path) -> Bench:
     checkpoint, model = bundled_checkpoint_folder("tiny"), folder / "f32.gguf"
     quantize_checkpoint(checkpoint, model, "f32", name="tiny")
     texts = [write_chats(folder / "calibration.jsonl", CALIBRATION_SEED)]
-    held_out = [write_chats(folder / "evaluation.jsonl", EVALUATION_SEED, EVALUATION_CHATS)]
     few = [write_chats(folder / "scarce.jsonl", CALIBRATION_SEED, SCARCE_CHATS)]
     with Engine(model, n_ctx=calibration.DEFAULT_N_CTX, collects=True) as engine:
         write_importance(folder / SCARCE, calibration.calibrate(engine, few).importance)
     with Engine(model, n_ctx=calibration.DEFAULT_N_CTX, collects=True) as engine:
-        bos = engine.load().bos
         write_importance(
             folder / "tiny.imatrix.gguf", calibration.calibrate(engine, texts).importance
         )
@@ -203,8 +213,16 @@ def open_bench(folder: Path) -> Bench:
             engine, folder / "moments.gguf", passes, texts, identity="tiny f32"
         )
         sensitivity = probe_matrices(engine, model, texts, n_tokens=N_PROBED)
-        windows = cut_windows(calibration.read_tokens(engine, held_out), N_CTX, bos)[:N_WINDOWS]
-    with Engine(model, n_ctx=N_CTX) as engine:
-        expected = tuple(engine.logits(w[:-1].tolist(), N_CTX // 2) for w in windows)
+    judges = [open_judge(folder, model, seed) for seed in (EVALUATION_SEED, VALIDATION_SEED)]
     importance = read_importance(folder / "tiny.imatrix.gguf")
-    return Bench(folder, checkpoint, Judge(windows, expected), importance, sensitivity)
+    return Bench(folder, checkpoint, *judges, importance, sensitivity)
+
+
+def open_judge(folder: Path, model: Path, seed: int) -> Judge:
+    """Read what the f32 model expects of a text."""
+    text = write_chats(folder / f"held_out_{seed}.jsonl", seed, HELD_OUT_CHATS)
+    with Engine(model, n_ctx=N_CTX) as engine:
+        bos = engine.load().bos
+        windows = cut_windows(calibration.read_tokens(engine, [text]), N_CTX, bos)[:N_WINDOWS]
+        expected = tuple(engine.logits(w[:-1].tolist(), N_CTX // 2) for w in windows)
+    return Judge(windows, expected)

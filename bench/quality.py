@@ -11,7 +11,8 @@ so its error counts only what the idea changes, and the ratio is the geometric m
 ratios. Two ideas are for what `tiny` does not have, rare experts and neurons that are missed:
 shrinkage is also left out where the calibration text is a few chats, and the refit where experts
 are trimmed hard, all else in f32. What is done to experts is also left out type by type.
-Divergence from the f32 file in nats a token. Writes bench/results/quality.csv.
+What `--validate` keeps is chosen on a third text. Divergence from the f32 file in nats a token.
+Writes bench/results/quality.csv.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 from calibrated_model import KNOWLEDGE, PATCHES, SCARCE, SWITCHES, Bench, open_bench
 from stock_quantizer import StockQuantizer
 
+from localcascade.cli.validation import HEAVIER, PARTS
 from localcascade.evaluate.divergence import TokenScores, summarize_scores
 from quantize.allocate import estimate
 from quantize.choices import Choices
@@ -90,6 +92,20 @@ class Ablation:
         head = (self.bits, limit, side, path.stat().st_size, *describe_scores(scores))
         types = describe_types(found.choices)
         return (*head, round(found.expected_kl, 6), *[""] * 4, types), scores
+
+
+def measure_validated(bench: Bench, bits: float) -> Row:
+    """Measure what `--validate` keeps: of recipes that weigh a part of the model double, and of
+    the one that does not, that which is best on a text of its own."""
+    limit, tried = bench.measure_limit(bits), {}
+    for part, kinds in {"": (), **PARTS}.items():
+        path, found = bench.make_ours(limit, weights=dict.fromkeys(kinds, HEAVIER))
+        tried[part] = bench.validator.score(path).kl.mean(), found.expected_kl
+    best = min(tried, key=lambda part: tried[part][0])
+    path, found = bench.make_ours(limit, weights=dict.fromkeys(PARTS.get(best, ()), HEAVIER))
+    return (bits, limit, f"ours validated: {best or 'as planned'}", path.stat().st_size,
+            *describe_scores(bench.judge.score(path)), round(tried[best][1], 6), *[""] * 4,
+            describe_types(found.choices))  # fmt: skip
 
 
 def describe_scores(scores: TokenScores) -> tuple[float, float, float]:
@@ -181,6 +197,7 @@ def measure(
     ablations = {bits: Ablation(bench, bits) for bits in {*sizes, *ablated}}
     for bits in sizes:
         yield ablations[bits].ours[0]
+        yield measure_validated(bench, bits)
     for bits in ablated:
         for idea in (*KNOWLEDGE, *PATCHES, *SWITCHES):
             yield ablations[bits].leave_out(idea)
