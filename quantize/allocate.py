@@ -130,7 +130,7 @@ def estimate(draft: Draft, costs: Costs, choices: Choices) -> Allocation:
         if tensor.matrix:
             type_name = choices.types[tensor.name]
             error = costs.judge_error(tensor.name, type_name)
-            error += costs.find_floor(tensor.name)
+            error += costs.find_floor(tensor.name, type_name)
             layer, kind = split_name(tensor.name)
             if kind == EXPERTS_DOWN and layer is not None:
                 error += costs.find_trim_error(layer, tensor.shape[-1], kept[layer])
@@ -231,7 +231,7 @@ def _list_types(costs: Costs, tensor: OutputTensor, types: Iterable[str]) -> Ite
         error = costs.find_error(tensor.name, name)
         if error is not None:
             n_bytes = pad_bytes(measure_tensor(tensor, name), DEFAULT_ALIGNMENT)
-            error += costs.find_floor(tensor.name)
+            error += costs.find_floor(tensor.name, name)
             yield _Part({tensor.name: name}, {tensor.name: error}), n_bytes
 
 

@@ -80,11 +80,12 @@ def test_importance_chooses_the_column_of_the_table() -> None:
     assert measured.find_error("output.weight", "q5_k") == TYPE_ERRORS["q5_k"][1]
 
 
-def test_what_no_type_avoids_is_more_than_q8_0_costs_and_less_than_q4_0() -> None:
+def test_what_no_quantized_type_avoids_is_more_than_q8_0_costs_and_less_than_q4_0() -> None:
     costs = assume_costs(NAMES)
-    floor = costs.find_floor("output.weight")
+    floor = costs.find_floor("output.weight", "q8_0")
     assert TYPE_ERRORS["q8_0"][1] < floor < TYPE_ERRORS["q4_0"][1]
-    assert costs.find_floor("token_embd.weight") == 0
+    assert costs.find_floor("output.weight", "bf16") == 0
+    assert costs.find_floor("token_embd.weight", "q8_0") == 0
 
 
 def test_a_weight_on_a_kind_changes_that_kind_alone() -> None:
