@@ -10,7 +10,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
@@ -18,10 +17,11 @@ from textual.worker import get_current_worker
 from localcascade.chat.controls import make_safe
 from localcascade.errors import CascadeError
 from localcascade.tui.offers import describe_key, draw_details, draw_row, write_error
+from localcascade.tui.screens.choosing import ChoosingScreen
 from localcascade.tui.shelf import Offer, Shelf, filter_offers
 
 
-class ModelScreen(ModalScreen[Offer | None]):
+class ModelScreen(ChoosingScreen[Offer | None]):
     """Lets the user choose a model; answers with the offer, or None.
 
     Args:
@@ -29,10 +29,8 @@ class ModelScreen(ModalScreen[Offer | None]):
         current: Name of the one in use, on which the cursor begins.
     """
 
-    CSS_PATH = "models.tcss"
-    AUTO_FOCUS = "#models-filter"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (96, "-wide")]  # noqa: RUF012  (as Textual types it)
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-tall")]  # noqa: RUF012
+    CSS_PATH = ["choosing.tcss", "models.tcss"]  # noqa: RUF012  (as Textual types it)
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (96, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Close", id="models.close"),
         Binding("down", "move(1)", "Next", id="models.next", priority=True),
@@ -67,18 +65,19 @@ class ModelScreen(ModalScreen[Offer | None]):
         """The list, all about the model under the cursor, and what Enter does."""
         with Vertical(id="models"):
             with Horizontal(id="models-top"):
-                yield Static("Models", id="models-title")
+                yield Static("Models", id="models-title", classes="title")
                 yield Static("", id="models-machine", markup=False)
             yield Input(placeholder="Type to filter", compact=True, id="models-filter")
             with Horizontal(id="models-middle"):
                 yield OptionList(id="models-list")
                 with VerticalScroll(id="models-details", can_focus=False):
                     yield Static("", id="models-about")
-            yield Static("Looking at this machine …", id="models-hint", markup=False)
+            yield Static(
+                "Looking at this machine …", id="models-hint", classes="hint", markup=False
+            )
 
     def on_mount(self) -> None:
         """Ask the shelf."""
-        self.query_one(OptionList).can_focus = False
         self._ask()
 
     @work(thread=True, exclusive=True)

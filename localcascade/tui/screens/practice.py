@@ -11,18 +11,18 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from localcascade.chat.lines import Line
 from localcascade.chat.markdown import Look, draw_markdown
 from localcascade.chat.practice import Problem, filter_problems
+from localcascade.tui.screens.choosing import ChoosingScreen
 
 _STYLES = {"maths": "$text-success", "dim": "$foreground-muted"}
 
 
-class PracticeScreen(ModalScreen[Problem | None]):
+class PracticeScreen(ChoosingScreen[Problem | None]):
     """Lets the student choose a problem; answers with it, or None.
 
     Args:
@@ -30,9 +30,7 @@ class PracticeScreen(ModalScreen[Problem | None]):
         query: What the list is filtered with at first.
     """
 
-    CSS_PATH = "practice.tcss"
-    AUTO_FOCUS = "#practice-filter"
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-tall")]  # noqa: RUF012  (as Textual types it)
+    CSS_PATH = ["choosing.tcss", "practice.tcss"]  # noqa: RUF012  (as Textual types it)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Close", id="practice.close"),
         Binding("down", "move(1)", "Next", id="practice.next", priority=True),
@@ -50,7 +48,7 @@ class PracticeScreen(ModalScreen[Problem | None]):
     def compose(self) -> ComposeResult:
         """The filter, the problems, and what Enter does."""
         with Vertical(id="practice"):
-            yield Static("Practice problems", id="practice-title")
+            yield Static("Practice problems", classes="title")
             yield Input(
                 self._query,
                 placeholder="Type a topic, a level or a word",
@@ -58,11 +56,7 @@ class PracticeScreen(ModalScreen[Problem | None]):
                 id="practice-filter",
             )
             yield OptionList(id="practice-list")
-            yield Static("", id="practice-hint", markup=False)
-
-    def on_mount(self) -> None:
-        """Leave the keys to the filter."""
-        self.query_one(OptionList).can_focus = False
+            yield Static("", id="practice-hint", classes="hint", markup=False)
 
     def on_resize(self, _event: events.Resize) -> None:
         """Draw the problems anew, as wide as they can be."""

@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
@@ -21,6 +20,7 @@ from localcascade.chat.archive import Archive, Entry
 from localcascade.chat.controls import make_safe
 from localcascade.errors import CascadeError
 from localcascade.tui.offers import fit_cells, write_error
+from localcascade.tui.screens.choosing import ChoosingScreen
 
 SessionChoice = Entry | Literal["new"] | None
 
@@ -31,7 +31,7 @@ _WIDE_CELLS = 76
 _UNIT = " messages"
 
 
-class SessionScreen(ModalScreen[SessionChoice]):
+class SessionScreen(ChoosingScreen[SessionChoice]):
     """Lets the user choose a conversation; answers with it, with a wish for a new one, or None.
 
     Args:
@@ -40,9 +40,7 @@ class SessionScreen(ModalScreen[SessionChoice]):
         read_clock: Seconds since 1970.
     """
 
-    CSS_PATH = "sessions.tcss"
-    AUTO_FOCUS = "#sessions-filter"
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-tall")]  # noqa: RUF012  (as Textual types it)
+    CSS_PATH = ["choosing.tcss", "sessions.tcss"]  # noqa: RUF012  (as Textual types it)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Close", id="sessions.close"),
         Binding("down", "move(1)", "Next", id="sessions.next", priority=True),
@@ -83,7 +81,7 @@ class SessionScreen(ModalScreen[SessionChoice]):
     def compose(self) -> ComposeResult:
         """The words, the conversations, what was found in the one below the cursor, the keys."""
         with Vertical(id="sessions"):
-            yield Static("Conversations", id="sessions-title")
+            yield Static("Conversations", classes="title")
             yield Input(
                 placeholder="Type words to find them in titles and messages",
                 compact=True,
@@ -91,11 +89,10 @@ class SessionScreen(ModalScreen[SessionChoice]):
             )
             yield OptionList(id="sessions-list")
             yield Static("", id="sessions-found")
-            yield Static("", id="sessions-hint", markup=False)
+            yield Static("", id="sessions-hint", classes="hint", markup=False)
 
     def on_mount(self) -> None:
-        """Leave the keys to the line that is typed in, and list everything."""
-        self.query_one(OptionList).can_focus = False
+        """List everything."""
         self._look("")
 
     def on_resize(self, _event: events.Resize) -> None:
