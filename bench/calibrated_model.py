@@ -121,15 +121,12 @@ class Bench:
         self, limit_bytes: int, without: str = "", weights: Mapping[str, float] = NO_WEIGHTS
     ) -> tuple[Path, Allocation]:
         """Make our file of at most so many bytes, without an idea, or with kinds weighed more."""
-        transforms = Transforms()
-        if without in SWITCHES:
-            transforms = replace(transforms, **{SWITCHES[without]: False})
         with ExitStack() as stack:
             for target, value in PATCHES.get(without, {}).items():
                 stack.enter_context(mock.patch(target, value))
             found = self._choose(limit_bytes, without, weights)
             importance = None if without == "importance" else self.importance
-            return self.write_file(found, transforms, importance), found
+            return self.write_file(found, switch_off(without), importance), found
 
     def write_file(
         self, found: Allocation, transforms: Transforms, importance: Importance | None
@@ -186,6 +183,11 @@ class Bench:
                 yield replace(
                     widths, types={m: name if k in experts else rest for m, k in kinds.items()}
                 )
+
+
+def switch_off(idea: str) -> Transforms:
+    """All changes but the one that is an idea's, if that is one of them."""
+    return replace(Transforms(), **({SWITCHES[idea]: False} if idea in SWITCHES else {}))
 
 
 def write_chats(path: Path, seed: int, n_chats: int = N_CHATS) -> Path:

@@ -133,9 +133,7 @@ def write_layers(path: Path, pattern: str = PROPORTIONS, n_experts: int = 16) ->
         source = Path(temporary) / "model"
         run_alone(write_checkpoint, source, config)
         fill_vocabulary(source)
-        with open_checkpoint(source) as checkpoint:
-            choices, _ = choose_uniformly(checkpoint, type_named("q4_0"), fallback=None, pad=False)
-        run_alone(quantize_checkpoint, source, path, choices=choices)
+        run_alone(quantize_checkpoint, source, path, "q4_0")
 
 
 def answer(path: Path, n_tokens: int = 8) -> tuple[float, float]:

@@ -47,9 +47,7 @@ from localcascade.engine.measuring import measure_speed  # noqa: E402
 from localcascade.engine.model import FATAL_BUFFERS  # noqa: E402
 from localcascade.engine.wire import CHAT_OUTPUTS, LoadOptions, SpeedTest  # noqa: E402
 from localcascade.store import bundled_checkpoint_folder  # noqa: E402
-from quantize.convert import choose_uniformly, quantize_checkpoint  # noqa: E402
-from quantize.ggml import type_named  # noqa: E402
-from quantize.safetensors import open_checkpoint  # noqa: E402
+from quantize.convert import quantize_checkpoint  # noqa: E402
 from tests.localcascade.local_engine import load  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
@@ -72,9 +70,7 @@ def write_tiny(path: Path) -> Path:
     """Convert the bundled model, in full precision."""
     folder = bundled_checkpoint_folder("tiny")
     assert folder
-    with open_checkpoint(folder) as checkpoint:
-        choices, _ = choose_uniformly(checkpoint, type_named("f32"), fallback=None, pad=False)
-    quantize_checkpoint(folder, path, choices=choices)
+    quantize_checkpoint(folder, path, "f32")
     return path
 
 

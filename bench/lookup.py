@@ -41,9 +41,7 @@ from localcascade.engine.scheduler import Scheduler  # noqa: E402
 from localcascade.engine.wire import CHAT_OUTPUTS, LoadOptions  # noqa: E402
 from localcascade.prompt.events import ChatRequest, Sampling  # noqa: E402
 from localcascade.store import bundled_checkpoint_folder  # noqa: E402
-from quantize.convert import choose_uniformly, quantize_checkpoint  # noqa: E402
-from quantize.ggml import type_named  # noqa: E402
-from quantize.safetensors import open_checkpoint  # noqa: E402
+from quantize.convert import quantize_checkpoint  # noqa: E402
 from tests.localcascade.local_engine import LocalEngine, load  # noqa: E402
 
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
@@ -56,15 +54,7 @@ LOUDNESS = 9 << 7
 """What makes a bf16 number 512 times as large: embeddings then outweigh what the layers add."""
 
 
-def convert(folder: Path, path: Path, kind: str) -> Path:
-    """Convert a checkpoint, all in one type."""
-    with open_checkpoint(folder) as checkpoint:
-        choices, _ = choose_uniformly(checkpoint, type_named(kind), fallback=None, pad=False)
-    quantize_checkpoint(folder, path, choices=choices)
-    return path
-
-
-def write_rounds(path: Path) -> Path:
+def write_rounds(path: Path) -> None:
     """Write layers of the real shapes that say what comes next in a round."""
     source = path.parent / "model"
     write_checkpoint(source, GEOMETRY | {
@@ -83,7 +73,7 @@ def write_rounds(path: Path) -> Path:
     norm[:] = ONE
     for matrix in (embeddings, output, norm):
         matrix.flush()
-    return convert(source, path, "q4_0")
+    quantize_checkpoint(source, path, "q4_0")
 
 
 def map_matrix(path: Path, name: str) -> np.memmap[Any, np.dtype[np.uint16]]:
@@ -181,10 +171,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         path = options.model or Path(temporary) / ("real.gguf" if options.real else "tiny.gguf")
-        if not options.model:
+        if options.real and not options.model:
+            write_rounds(path)
+        elif not options.model:
             folder = bundled_checkpoint_folder("tiny")
             assert folder
-            write_rounds(path) if options.real else convert(folder, path, "q8_0")
+            quantize_checkpoint(folder, path, "q8_0")
         loading = LoadOptions(4096, options.threads, n_outputs=CHAT_OUTPUTS, cache_type=options.kv)
         model = load(path, loading)
         engines = {mode: LocalEngine(model) for mode in MODES}

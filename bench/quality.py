@@ -28,18 +28,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from calibrated_model import KNOWLEDGE, PATCHES, SCARCE, SWITCHES, Bench, open_bench
+from calibrated_model import KNOWLEDGE, PATCHES, SCARCE, SWITCHES, Bench, open_bench, switch_off
 from stock_quantizer import StockQuantizer
 
 from localcascade.cli.validation import HEAVIER, PARTS
 from localcascade.evaluate.divergence import TokenScores, summarize_scores
-from quantize.allocate import estimate
+from quantize.allocate import Allocation, estimate
 from quantize.choices import Choices
 from quantize.costs import EXPERTS_DOWN, EXPERTS_UP, split_name
 from quantize.errors import QuantizeError
 from quantize.ggml import type_named
 from quantize.importance import read_importance
-from quantize.transform import Transforms
 from quantize.trial import make_costs
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +51,7 @@ TRIMMED = (256, 192, 128)
 COLUMNS = ("bits", "limit_bytes", "side", "file_bytes", "mean_kl", "error", "same_top1",
            "expected_kl", "difference", "difference_error", "token_ratio", "ratio_error",
            "recipe")  # fmt: skip
+EXPERTS = (EXPERTS_UP, EXPERTS_DOWN)
 LEAST_KL = 1e-6
 """Nats added to each token's divergence before ratios are taken: rounding makes as much."""
 
@@ -59,7 +59,8 @@ CHANGES = ("permute", "scale neurons", "scale norms", "feedback")
 UNIFORM = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q2_k", "q3_k", "iq3_s")
 """Types in which all experts are, for each of these changes to be left out."""
 
-Row = tuple[object, ...]
+Row = dict[str, object]
+"""Column -> value; a column that says nothing of a file is left out."""
 
 
 @dataclass
@@ -81,112 +82,108 @@ class Ablation:
         try:
             row, scores = self._make(idea, side)
         except QuantizeError as error:
-            limit = self.bench.measure_limit(self.bits)
-            return (self.bits, limit, side, *[""] * 9, type(error).__name__)
-        return (*row[:-5], *compare_scores(scores, self.ours[1]), row[-1])
+            return self._size | {"side": side, "recipe": type(error).__name__}
+        return row | compare_scores(scores, self.ours[1])
+
+    def measure_validated(self) -> Row:
+        """Measure what `--validate` keeps: of recipes that weigh a part of the model double, and
+        of the one that does not, that which is best on a text of its own."""
+        weights = {part: dict.fromkeys(kinds, HEAVIER) for part, kinds in PARTS.items()} | {"": {}}
+        tried = {}
+        for part in ("", *PARTS):
+            path, _ = self.bench.make_ours(self._limit, weights=weights[part])
+            tried[part] = self.bench.validator.score(path).kl.mean()
+        best = min(tried, key=lambda part: tried[part])
+        path, found = self.bench.make_ours(self._limit, weights=weights[best])
+        side = f"{self.side} validated: {best or 'as planned'}"
+        return self._size | describe_file(side, path, self.bench.judge.score(path), found)
 
     def _make(self, idea: str, side: str) -> tuple[Row, TokenScores]:
-        limit = self.bench.measure_limit(self.bits)
-        path, found = self.bench.make_ours(limit, idea)
+        path, found = self.bench.make_ours(self._limit, idea)
         scores = self.bench.judge.score(path)
-        head = (self.bits, limit, side, path.stat().st_size, *describe_scores(scores))
-        types = describe_types(found.choices)
-        return (*head, round(found.expected_kl, 6), *[""] * 4, types), scores
+        return self._size | describe_file(side, path, scores, found), scores
+
+    @cached_property
+    def _limit(self) -> int:
+        return self.bench.measure_limit(self.bits)
+
+    @property
+    def _size(self) -> Row:
+        return {"bits": self.bits, "limit_bytes": self._limit}
 
 
-def measure_validated(bench: Bench, bits: float) -> Row:
-    """Measure what `--validate` keeps: of recipes that weigh a part of the model double, and of
-    the one that does not, that which is best on a text of its own."""
-    limit, tried = bench.measure_limit(bits), {}
-    for part, kinds in {"": (), **PARTS}.items():
-        path, found = bench.make_ours(limit, weights=dict.fromkeys(kinds, HEAVIER))
-        tried[part] = bench.validator.score(path).kl.mean(), found.expected_kl
-    best = min(tried, key=lambda part: tried[part][0])
-    path, found = bench.make_ours(limit, weights=dict.fromkeys(PARTS.get(best, ()), HEAVIER))
-    return (bits, limit, f"ours validated: {best or 'as planned'}", path.stat().st_size,
-            *describe_scores(bench.judge.score(path)), round(tried[best][1], 6), *[""] * 4,
-            describe_types(found.choices))  # fmt: skip
-
-
-def describe_scores(scores: TokenScores) -> tuple[float, float, float]:
-    """Mean divergence, its standard error, and the share of same likeliest tokens."""
+def describe_file(side: str, path: Path, scores: TokenScores, found: Allocation) -> Row:
+    """Say how large a file is, how far it diverges, and what it is made of."""
     figures = summarize_scores(scores)
-    kl = figures.mean_kl
-    return round(kl.value, 6), round(kl.error, 6), round(figures.same_top1.value, 4)
+    return {
+        "side": side,
+        "file_bytes": path.stat().st_size,
+        "mean_kl": round(figures.mean_kl.value, 6),
+        "error": round(figures.mean_kl.error, 6),
+        "same_top1": round(figures.same_top1.value, 4),
+        "expected_kl": round(found.expected_kl, 6),
+        "recipe": describe_types(found.choices),
+    }
 
 
-def compare_scores(scores: TokenScores, base: TokenScores) -> tuple[float, ...]:
+def compare_scores(scores: TokenScores, base: TokenScores) -> Row:
     """Compare token by token: by how much the divergence is larger, and how many times.
 
     The mean is that of a few tokens on which much goes wrong; the ratio, a geometric mean, is that
     of all others.
-
-    Returns:
-        Mean of the differences, the geometric mean of the ratios, each before its standard error.
     """
     differences = scores.kl - base.kl
     logs = np.log((scores.kl + LEAST_KL) / (base.kl + LEAST_KL))
     errors = [values.std(ddof=1) / len(values) ** 0.5 for values in (differences, logs)]
     ratio = float(np.exp(logs.mean()))
     found = (differences.mean(), errors[0], ratio, ratio * errors[1])
-    return tuple(round(float(value), 6) for value in found)
+    columns = ("difference", "difference_error", "token_ratio", "ratio_error")
+    return {name: round(float(value), 6) for name, value in zip(columns, found, strict=True)}
 
 
 def describe_types(choices: Choices) -> str:
     """Say what the experts became, and their widths."""
-    kinds = (EXPERTS_UP, EXPERTS_DOWN)
-    types = [t for m, t in choices.types.items() if split_name(m)[1] in kinds]
+    types = [t for m, t in choices.types.items() if split_name(m)[1] in EXPERTS]
     widths = "/".join(map(str, choices.expert_widths.values()))
     return f"{' '.join(types)}; {choices.n_embd or 'own'} x {widths or 'own'}"
 
 
-def measure_stock(stock: StockQuantizer, bench: Bench, bits: float) -> Row:
-    """Find and name llama-quantize's best."""
-    limit = bench.measure_limit(bits)
-    best = stock.find_best(limit)
-    if best is None:
-        return (bits, limit, "llama-quantize", *[""] * 9, f"none: {stock.least_bytes}")
-    kl = round(best.mean_kl, 6)
-    return (bits, limit, "llama-quantize", best.file_bytes, kl, *[""] * 7, best.recipe)
-
-
 def measure_trims(bench: Bench) -> Iterator[Row]:
     """Measure what trimming costs on its own: f32 but for the neurons that experts keep."""
-    layers = {split_name(m)[0] for m in bench.draft.matrices if split_name(m)[1] == EXPERTS_DOWN}
     for n_kept in TRIMMED:
-        widths = {layer: n_kept for layer in layers if layer is not None}
-        choices = Choices(dict.fromkeys(bench.draft.matrices, "f32"), expert_widths=widths)
-        found = estimate(bench.draft, make_costs(bench.sensitivity, bench.importance, {}), choices)
-        scores = {}
-        for refit in (True, False):
-            path = bench.write_file(found, Transforms(refit=refit), bench.importance)
-            scores[refit] = bench.judge.score(path)
-            side = f"f32 trimmed to {n_kept}" + ("" if refit else " without refit")
-            gain = ("",) * 4 if refit else compare_scores(scores[False], scores[True])
-            yield ("", "", side, path.stat().st_size, *describe_scores(scores[refit]),
-                   round(found.expected_kl, 6), *gain, describe_types(choices))  # fmt: skip
+        choices = choose_experts(bench, "f32", n_kept)
+        yield from measure_recipe(bench, f"f32 trimmed to {n_kept}", choices, ("refit",))
 
 
 def measure_types(bench: Bench) -> Iterator[Row]:
     """Measure what the changes do for one type at a time: that of all experts, all else in f32."""
-    kinds = {m: split_name(m)[1] for m in bench.draft.matrices}
-    layers = {split_name(m)[0] for m, kind in kinds.items() if kind == EXPERTS_DOWN}
     for name in UNIFORM:
-        types = {m: name if k in (EXPERTS_UP, EXPERTS_DOWN) else "f32" for m, k in kinds.items()}
-        n_embd = 256 if type_named(name).block_weights > 32 else None  # of 224
-        widths = {layer: 256 for layer in layers if layer is not None}
-        choices = Choices(types, n_embd=n_embd, expert_widths=widths)
-        costs = make_costs(bench.sensitivity, bench.importance, {})
-        found, base = estimate(bench.draft, costs, choices), None
-        for idea in ("", *CHANGES):
-            transforms = replace(Transforms(), **({SWITCHES[idea]: False} if idea else {}))
-            path = bench.write_file(found, transforms, bench.importance)
-            scores = bench.judge.score(path)
-            gain = compare_scores(scores, base) if base else ("",) * 4
-            base = base or scores
-            side = f"experts in {name}" + (f" without {idea}" if idea else "")
-            yield ("", "", side, path.stat().st_size, *describe_scores(scores),
-                   round(found.expected_kl, 6), *gain, describe_types(choices))  # fmt: skip
+        choices = choose_experts(bench, name, 256)
+        if type_named(name).block_weights > 32:
+            choices = replace(choices, n_embd=256)  # of 224
+        yield from measure_recipe(bench, f"experts in {name}", choices, CHANGES)
+
+
+def choose_experts(bench: Bench, type_name: str, n_kept: int) -> Choices:
+    """One type and width for all experts, and f32 for everything else."""
+    names = {matrix: split_name(matrix) for matrix in bench.draft.matrices}
+    types = {m: type_name if kind in EXPERTS else "f32" for m, (_, kind) in names.items()}
+    layers = {layer for layer, kind in names.values() if kind in EXPERTS and layer is not None}
+    return Choices(types, expert_widths=dict.fromkeys(sorted(layers), n_kept))
+
+
+def measure_recipe(
+    bench: Bench, side: str, choices: Choices, ideas: Sequence[str]
+) -> Iterator[Row]:
+    """Measure a recipe, then the same without each of some changes."""
+    found = estimate(bench.draft, make_costs(bench.sensitivity, bench.importance, {}), choices)
+    base = None
+    for idea in ("", *ideas):
+        path = bench.write_file(found, switch_off(idea), bench.importance)
+        scores = bench.judge.score(path)
+        row = describe_file(side + f" without {idea}" * bool(idea), path, scores, found)
+        yield row | (compare_scores(scores, base) if base else {})
+        base = base or scores
 
 
 def measure(
@@ -197,7 +194,7 @@ def measure(
     ablations = {bits: Ablation(bench, bits) for bits in {*sizes, *ablated}}
     for bits in sizes:
         yield ablations[bits].ours[0]
-        yield measure_validated(bench, bits)
+        yield ablations[bits].measure_validated()
     for bits in ablated:
         for idea in (*KNOWLEDGE, *PATCHES, *SWITCHES):
             yield ablations[bits].leave_out(idea)
@@ -222,7 +219,14 @@ def measure_rival(bench: Bench, binary: Path, sizes: Sequence[float]) -> Iterato
         bench.folder,
     )
     for bits in sizes:
-        yield measure_stock(stock, bench, bits)
+        limit = bench.measure_limit(bits)
+        row: Row = {"bits": bits, "limit_bytes": limit, "side": "llama-quantize"}
+        best = stock.find_best(limit)
+        if best is None:
+            yield row | {"recipe": f"none: {stock.least_bytes}"}
+        else:
+            kl = round(best.mean_kl, 6)
+            yield row | {"file_bytes": best.file_bytes, "mean_kl": kl, "recipe": best.recipe}
 
 
 def main() -> None:
@@ -235,12 +239,12 @@ def main() -> None:
     given = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     with tempfile.TemporaryDirectory() as folder, given.output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["machine", *COLUMNS])
+        writer = csv.DictWriter(file, ("machine", *COLUMNS))
+        writer.writeheader()
         for row in measure(Path(folder), given.binary, given.bits, given.ablate):
-            writer.writerow([machine, *row])
+            writer.writerow({"machine": machine} | row)
             file.flush()
-            print(*row, sep="  ", flush=True)
+            print(*(row.get(column, "") for column in COLUMNS), sep="  ", flush=True)
 
 
 if __name__ == "__main__":

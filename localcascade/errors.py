@@ -156,6 +156,11 @@ class NativeError(CascadeError):
         self.code = code
 
 
+def cut_fault(log: str) -> str:
+    """Cut the log of a process before Python's fault handler, which says where, not why."""
+    return log.partition("Fatal Python error")[0]
+
+
 class EngineDied(CascadeError):
     """The worker process is gone; `log_tail` holds its last lines."""
 

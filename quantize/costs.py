@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Protocol
 
+from quantize.pairs import PLAIN
+
 TYPE_ERRORS: Mapping[str, tuple[float | None, float]] = {
     "bf16": (2.74e-6, 2.74e-6), "q8_0": (2.88e-5, 2.88e-5), "q6_k": (3.17e-4, 2.64e-4),
     "q5_1": (1.43e-3, 9.55e-4), "q5_0": (1.83e-3, 1.48e-3), "q5_k": (1.31e-3, 1.09e-3),
@@ -41,8 +43,6 @@ OTHER_ERRORS: Mapping[str, float] = {
 ROUNDED_INPUT_ERROR = 3e-5
 """Relative error that a product of quantized weights has besides: its inputs are rounded to 8 bits.
 Of Gaussian inputs in blocks of 32 it is 2.2e-5, of 256 it is 4e-5."""
-UNROUNDED = frozenset({"f32", "f16", "bf16"})
-"""Types whose products take inputs as precise as the weights."""
 
 EXPERT_NATS = 3.1
 """Divergence, in nats, for each unit of relative error of all routed experts. Two files of the
@@ -180,7 +180,8 @@ class Costs:
     def find_floor(self, tensor_name: str, type_name: str) -> float:
         """Relative error that a matrix's output has beside that of the weights."""
         is_looked_up = tensor_name == "token_embd.weight"
-        return 0.0 if is_looked_up or type_name in UNROUNDED else self.sensitivity.input_error
+        # Products of plain types take inputs as precise as the weights.
+        return 0.0 if is_looked_up or type_name in PLAIN else self.sensitivity.input_error
 
     def find_cost(self, tensor_name: str, error: float) -> float:
         """Divergence in nats a token that a relative error of one matrix's output adds."""

@@ -2,8 +2,8 @@
 
 The factor of a matrix is the mean KL divergence, in nats a token, that independent errors of its
 weights cause, divided by their variance relative to the weights' mean square, in which a weight
-counts as much as what it is multiplied with. Times the relative
-squared error of an encoding, weighed by importance, it estimates what the encoding costs.
+counts as much as what it is multiplied with. Times the relative squared error of an encoding,
+weighed by importance, it estimates what the encoding costs.
 
 A file is TOML, written by `localcascade calibrate --probe` and readable by people:
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localcascade.cli import console
 
@@ -34,13 +34,6 @@ def check_outcome(answer: str, question: str, screen: Screen) -> Findings:
             return check_task(Task("", answer, (question,)), algebra)
     finally:
         screen.show_status("")
-
-
-def describe_findings(findings: Findings) -> dict[str, Any]:
-    """Say what was found, as `--json` promises; keys are a contract, more may be added."""
-    from localcascade.chat.checking import describe_findings
-
-    return describe_findings(findings)
 
 
 def print_findings(findings: Findings) -> None:

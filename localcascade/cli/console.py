@@ -86,8 +86,7 @@ def print_error(error: BaseException) -> None:
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, errors.EngineDied):
-        words, _, _ = error.log_tail.partition("Fatal Python error")  # where we were says nothing
-        for line in words.strip().splitlines()[-N_LOG_LINES:]:
+        for line in errors.cut_fault(error.log_tail).strip().splitlines()[-N_LOG_LINES:]:
             _print_labelled("engine", "2", line)
     message, hint = describe_error(error)
     print_problem(message, hint)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localcascade.cli import console
-from localcascade.cli.checking import check_outcome, describe_findings, print_findings
+from localcascade.cli.checking import check_outcome, print_findings
 from localcascade.cli.loading import Source, spread_options
 from localcascade.cli.logbook import Logbook, identify_model
 from localcascade.cli.options import AsJson
@@ -151,7 +151,10 @@ def run(
     findings = check_outcome(outcome.answer, asked[-1]["content"], screen) if checks else None
     if as_json:
         told = describe_outcome(model, outcome) | {"session": logbook.session or None}
-        told |= {"checked": describe_findings(findings)} if findings is not None else {}
+        if findings is not None:
+            from localcascade.chat.checking import describe_findings
+
+            told["checked"] = describe_findings(findings)
         console.print_json(told)
         return
     if outcome.done.reason == "length":
@@ -187,9 +190,10 @@ def choose_session(goes_on: bool, session: str | None, system: str | None) -> st
 
 def call_tutor(system: str | None) -> str:
     """Say what makes a model a tutor, behind a system message if one was given."""
+    from localcascade.chat.composition import Manner
     from localcascade.chat.tutor import load_tutor
 
-    return "\n\n".join(filter(None, [system, load_tutor().system]))
+    return Manner(system=system or "", tutor=load_tutor()).words
 
 
 def compose_messages(

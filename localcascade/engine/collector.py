@@ -254,7 +254,7 @@ class Noise:
             return None
         _, n_slots, width = seen.inputs.shape
         if self._mixes is None:
-            self._mixes = self._draw(-1, width)
+            self._mixes = self._draw(0, width)
         mixed = seen.inputs.reshape(-1, width) @ self._mixes
         disturbed: F32Array = seen.read_output().copy()
         rows = disturbed.reshape(-1, disturbed.shape[-1])  # one a token and expert; a view
@@ -269,12 +269,12 @@ class Noise:
 
     def _find_errors(self, expert: int, n_rows: int) -> F32Array:
         if expert not in self._errors:
-            drawn = self._draw(expert, n_rows).T
+            drawn = self._draw(expert + 1, n_rows).T
             self._errors[expert] = self._deviations[expert] * drawn
         return self._errors[expert]
 
     def _draw(self, part: int, length: int) -> F32Array:
-        random = np.random.default_rng([self._seed, part + 1])
+        random = np.random.default_rng([self._seed, part])
         return random.standard_normal((length, N_MIXES), np.float32)
 
 

@@ -18,7 +18,7 @@ from localcascade.engine.checkpoints import Checkpoint
 from localcascade.engine.chooser import Chooser
 from localcascade.engine.composer import Prompt, count_message_tokens, list_droppable
 from localcascade.engine.model import Model
-from localcascade.engine.sampling import Step, plan_chain, resolve_sampling
+from localcascade.engine.sampling import plan_chain, resolve_sampling
 from localcascade.engine.session import Session
 from localcascade.engine.speculation import Speculation
 from localcascade.engine.turn import Turn
@@ -73,7 +73,12 @@ class Generation:
         self._model, self._prompt, self._emit, self.fail = model, prompt, emit, fail
         self.wishes, self._index = wishes, index
         self._turn = Turn(model.vocabulary, prompt.request, prompt.opens_thinking, index)
-        self._chooser = _make_chooser(model, prompt, index)
+        # Answers to the same prompt draw with seeds of their own.
+        sampling = resolve_sampling(prompt.request.sampling, model.metadata, index)
+        steps = plan_chain(sampling, model.info.n_vocab)
+        self._chooser = Chooser(model, steps, prompt.grammar)
+        self.is_plain_greedy = steps == (("greedy", ()),) and prompt.request.logprobs is None
+        """Whether nothing but the logits' order decides, a grammar aside, and nobody sees them."""
         self._guard = _make_guard(model, prompt)
         self._begun_s = time.perf_counter()
         self._first_s = 0.0  # when the prompt had been read
@@ -107,12 +112,6 @@ class Generation:
     def is_decoding(self) -> bool:
         """Whether no more than the last token is to be read."""
         return self.session is not None and len(self.tokens) == len(self.session.tokens) + 1
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        """Whether nothing but the logits' order decides, a grammar aside, and nobody sees them."""
-        steps = _plan_steps(self._model, self._prompt, self._index)
-        return steps == (("greedy", ()),) and self._prompt.request.logprobs is None
 
     def seat(self, session: Session) -> None:
         """Give it a session, which holds some of its tokens."""
@@ -279,16 +278,6 @@ class Generation:
             ),
             self._index,
         )
-
-
-def _make_chooser(model: Model, prompt: Prompt, index: int) -> Chooser:
-    """Make the samplers; answers to the same prompt draw with seeds of their own."""
-    return Chooser(model, _plan_steps(model, prompt, index), prompt.grammar)
-
-
-def _plan_steps(model: Model, prompt: Prompt, index: int) -> tuple[Step, ...]:
-    resolved = resolve_sampling(prompt.request.sampling, model.metadata, index)
-    return plan_chain(resolved, model.info.n_vocab)
 
 
 def _make_guard(model: Model, prompt: Prompt) -> Guard | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from localcascade.engine.wire import Channel, Frame, decode_error
-from localcascade.errors import EngineDied
+from localcascade.errors import EngineDied, cut_fault
 
 STOP_LIMIT_S = 3.0
 STAGE_LIMITS_S = {"load": 120.0, "template": 10.0}
@@ -279,8 +279,7 @@ def find_reason(log: str) -> str:
     Returns:
         The line, empty if there is none.
     """
-    words, _, _ = log.partition("Fatal Python error")
-    lines = (line.strip() for line in reversed(words.splitlines()))
+    lines = (line.strip() for line in reversed(cut_fault(log).splitlines()))
     return next((line for line in lines if _TROUBLE.search(line)), "")
 
 

@@ -11,7 +11,6 @@ from localcascade.chat.exchange import Exchange
 from localcascade.chat.practice import Problem, find_problem, load_problems
 from localcascade.chat.tutor import ATTEMPT, Level, Tutor, load_tutor
 from localcascade.tui.screens.chat import ChatScreen
-from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.speaker import ChatEngine
 from localcascade.tui.widgets.composer import Composer
 
@@ -91,6 +90,8 @@ class LessonScreen(ChatScreen):
     def action_practise(self, topic: str = "") -> None:
         """Let the student choose a problem."""
         if not self._exchange.is_busy:
+            from localcascade.tui.screens.practice import PracticeScreen
+
             screen = PracticeScreen(load_problems(), topic)
             self.app.push_screen(screen, self._begin_problem)
 
