@@ -1,8 +1,20 @@
-"""`python -m localcascade`, where the script is not on the path."""
+"""Where the program begins: the script `localcascade`, and `python -m localcascade`."""
 
 from __future__ import annotations
 
-from localcascade.cli.app import main
+import gc
+
+GC_THRESHOLD = 50_000
+"""Python's 700 looks through what is imported hundreds of times: a tenth of the start."""
+
+
+def main() -> None:
+    """Run the command line."""
+    gc.set_threshold(GC_THRESHOLD)
+    from localcascade.cli.app import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -57,17 +57,11 @@ class Archive:
         if not query.strip():
             return [_make_entry(session) for session in self._history.list_sessions(MAX_LISTED)]
         found: dict[str, Match | None] = {}
-        for match in self._leave_out_sealed(self._history.search(query, limit=MAX_MATCHES)):
+        for match in search_unsealed(self._history, query, MAX_MATCHES):
             found.setdefault(match.session, match)  # the best one of each
         # A long conversation with many of these words must not hide the others.
         found = dict.fromkeys(self._history.find_sessions(query)) | found
         return list(_choose(self._history.list_sessions(), found, query.casefold().split()))
-
-    def _leave_out_sealed(self, matches: Sequence[Match]) -> list[Match]:
-        """What a tutor thought is not found here either."""
-        thought = [match.message for match in matches if match.in_thinking]
-        sealed = {each.id for each in self._history.read_messages(thought) if is_sealed(each)}
-        return [match for match in matches if match.message not in sealed]
 
     def delete(self, id: str) -> None:
         """Delete a conversation.
@@ -77,6 +71,23 @@ class Archive:
         """
         self._history.delete(id)
         self._history.flush()
+
+
+def search_unsealed(history: History, query: str, limit: int) -> list[Match]:
+    """Find messages by their words, but not by what a tutor thought.
+
+    Args:
+        history: The user's history.
+        query: Words, or their beginnings, all of which a message must have.
+        limit: Most matches that are looked at.
+
+    Raises:
+        HistoryError: The history cannot be read.
+    """
+    matches = history.search(query, limit=limit)
+    thought = [match.message for match in matches if match.in_thinking]
+    sealed = {each.id for each in history.read_messages(thought) if is_sealed(each)}
+    return [match for match in matches if match.message not in sealed]
 
 
 def _choose(

@@ -93,7 +93,22 @@ def write_messages(path: Sequence[Message], system: str = "") -> list[dict[str, 
     return head + turns
 
 
-def choose_kept(path: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
-    """Part a path into what is summarized, and the last exchange, which stays."""
-    kept = path[-N_KEPT:] if path[-1].role == "assistant" else path[-1:]
-    return path[: len(path) - len(kept)], kept
+def part_path(
+    path: Sequence[Message], n_most: int | None = None
+) -> tuple[Sequence[Message], Sequence[Message]]:
+    """Part a path into what is summarized, and what stays: the last exchange at least.
+
+    An answer of which there is no word is left out, so that its question can be asked again.
+
+    Args:
+        path: From the first message on.
+        n_most: Messages that are summarized at most, as whole exchanges; None is all but the last.
+    """
+    if path and path[-1].role == "assistant" and not path[-1].text:
+        path = path[:-1]
+    n_kept = N_KEPT if path and path[-1].role == "assistant" else 1
+    n_older = len(path) - n_kept if n_most is None else min(n_most, len(path) - n_kept)
+    while n_older > 0 and path[n_older].role != "user":
+        n_older -= 1
+    n_older = max(n_older, 0)
+    return path[:n_older], path[n_older:]

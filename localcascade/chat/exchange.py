@@ -36,6 +36,7 @@ class Exchange:
         self.conversation, self.manner, self.model = conversation, manner, model
         self._streaming: Message | None = None
         self._summary: _Summary | None = None
+        self._n_summarized = 0
         self._earlier = Stats()
 
     @property
@@ -89,20 +90,30 @@ class Exchange:
         self._streaming = self.conversation.reopen(path[-1].id)
         return composition.compose_continuation(path, self.manner, self.conversation.session)
 
-    def compact(self) -> ChatRequest | None:
-        """Ask for a summary of all but the last exchange.
+    def compact(self, *, is_shorter: bool = False) -> ChatRequest | None:
+        """Ask for a summary of all but the last exchange, or of its older part.
+
+        Args:
+            is_shorter: Summarize half as much as the last time, for which there was no room.
 
         Returns:
             What to ask; None where there is too little to summarize.
         """
-        path = self.conversation.path
-        if not path:
-            return None
-        older, kept = composition.choose_kept(path)
+        n_most = self._n_summarized // 2 if is_shorter else None
+        older, kept = composition.part_path(self.conversation.path, n_most)
         if not older:
             return None
-        self._summary = _Summary(tuple(kept))
+        self._n_summarized, self._summary = len(older), _Summary(tuple(kept))
         return composition.compose_summary(older, self.manner)
+
+    def answer(self) -> ChatRequest | None:
+        """Ask for the answer of a question at the end of the path.
+
+        Returns:
+            What to ask; None where the last message is no question.
+        """
+        path = self.conversation.path
+        return self._answer() if path and path[-1].role == "user" else None
 
     def take(self, turn: Turn) -> Message | None:
         """Take in what came of an answer since the last time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from localcascade.chat.conversation import State, Stats
+from localcascade.errors import ContextFull
 from localcascade.prompt.events import (
     ContextEnd,
     Delta,
@@ -39,6 +40,8 @@ class Turn:
     """Seconds from the first token to the end of thinking."""
     done: Done | None = None
     error: Exception | None = None
+    is_full: bool = False
+    """Whether the context had no room for the prompt, or for all of the answer."""
     _texts: dict[str, list[str]] = field(default_factory=lambda: {"thinking": [], "answer": []})
 
     def take(self, event: Event, now_s: float) -> None:
@@ -56,11 +59,12 @@ class Turn:
             case ToolCall():
                 self._texts["answer"].append(f"\n\n`{event.name}({event.arguments})`\n\n")
             case ContextEnd():
-                self.note = "The context is full."
+                self.is_full, self.note = True, "The context is full."
             case Done():
                 self._finish(event)
             case Failed():
                 self.is_over, self.state, self.error = True, "failed", event.error
+                self.is_full = isinstance(event.error, ContextFull)
                 self.note = str(event.error)
 
     def stop(self) -> None:

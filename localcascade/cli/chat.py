@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from localcascade.cli.loading import Source, spread_options
 from localcascade.store import complete_model_name
 
 if TYPE_CHECKING:
-    from localcascade.tui.app import Opening, Preferences
+    from localcascade.tui.opening import Opening, Preferences
 
 
 @spread_options
@@ -68,8 +69,6 @@ def chat(
     _check_terminal()
     topic = None if practice is None else choose_topic(practice)
     from localcascade.cli.opening import Openings
-    from localcascade.cli.shelf import LocalShelf
-    from localcascade.tui.app import ChatApp
 
     first: Opening | None
     with Openings.open(source) as openings:
@@ -77,13 +76,26 @@ def chat(
             first = openings.resume(session, model)
         else:
             first = openings.begin(model) if model or openings.has_model else None
-        shelf = None if source.remote else LocalShelf()
-        preferences = openings.preferences
-        if tutor or topic is not None:
-            preferences = call_tutor(preferences)
-        app = ChatApp(openings, first, preferences, shelf, topic, openings.archive)
-        gc.freeze()  # to look through all that is imported would hold the keys, again and again
-        app.run()
+        with _show_frame(first, openings.theme):
+            from localcascade.cli.shelf import LocalShelf
+            from localcascade.tui.app import ChatApp
+
+            shelf = None if source.remote else LocalShelf()
+            preferences = openings.preferences
+            if tutor or topic is not None:
+                preferences = call_tutor(preferences)
+            app = ChatApp(openings, first, preferences, shelf, topic, openings.archive)
+            gc.freeze()  # to look through all that is imported would hold the keys
+            app.run()
+
+
+def _show_frame(first: Opening | None, theme: str) -> AbstractContextManager[None]:
+    """Paint the frame of the chat at once; nothing where there is no model to chat with."""
+    from localcascade.tui.curtain import show_curtain
+
+    if first is None:
+        return nullcontext()
+    return show_curtain(" — ".join(filter(None, (first.model, first.title))), theme)
 
 
 def choose_topic(text: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from localcascade.chat.conversation import Conversation
     from localcascade.cli.loading import Source
     from localcascade.history import History
-    from localcascade.tui.app import Opening, Preferences
+    from localcascade.tui.opening import Opening, Preferences
     from localcascade.tui.speaker import ChatEngine
 
 
@@ -67,12 +67,17 @@ class Openings(Closing):
         """What the settings say of the chat."""
         from localcascade.chat.composition import Manner
         from localcascade.prompt.events import Sampling
-        from localcascade.tui.app import Preferences
+        from localcascade.tui.opening import Preferences
 
         own = self._settings
         sampling = Sampling(**asdict(own.sampling))
         manner = Manner(own.mode == "thinking", sampling, own.budget_tokens, own.system)
         return Preferences(own.theme, own.keys, manner, own.check_steps)
+
+    @property
+    def theme(self) -> str:
+        """Name of the look that the settings ask for."""
+        return self._settings.theme
 
     @property
     def archive(self) -> Archive | None:
@@ -143,7 +148,7 @@ class Openings(Closing):
         return identify_model(shown, path)
 
     def _make(self, conversation: Conversation, identity: ModelIdentity, title: str) -> Opening:
-        from localcascade.tui.app import Opening
+        from localcascade.tui.opening import Opening
 
         if self._engine is None or self._engine[0] != identity:
             self._engine = identity, self._make_engine(identity)

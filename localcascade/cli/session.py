@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -100,7 +100,9 @@ def list_sessions(
 @session.command("show")
 def show_session(
     id: SessionId,
-    thinking: Annotated[bool, typer.Option("--thinking", help="With what was thought.")] = False,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="With what was thought, by a tutor too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a session.
@@ -116,7 +118,7 @@ def show_session(
         return
     from localcascade.history.markdown import write_markdown
 
-    text = write_markdown(transcript if thinking else _hide_thinking(transcript))
+    text = write_markdown(transcript if thinking else _hide_thinking(transcript, lambda _: True))
     print(console.escape_controls(text) if sys.stdout.isatty() else text, end="")
 
 
@@ -130,12 +132,16 @@ def search_sessions(
 ) -> None:
     """Find words in what was said and thought, also by their beginnings.
 
+    What a tutor thought stays sealed.
+
     \b
     localcascade session search deriv
     localcascade session search '"chain rule" proof' --json | jq -r '.matches[].session'
     """
+    from localcascade.chat.archive import search_unsealed
+
     with _open_history() as history:
-        found = history.search(query, limit=limit)
+        found = search_unsealed(history, query, limit)
     if as_json:
         rows = [{**asdict(each), "created": format_moment(each.created_s)} for each in found]
         console.print_json({"matches": rows})
@@ -167,8 +173,9 @@ def export_sessions(
 ) -> None:
     """Write sessions as Markdown, LaTeX or JSON.
 
-    JSON alone holds all branches; the others have the one that is on the screen. Of a damaged
-    history, what can be read is written, and the exit code is 5.
+    JSON alone holds all branches and all thinking; the others have the branch that is on the
+    screen, and not what a tutor thought. Of a damaged history, what can be read is written, and
+    the exit code is 5.
 
     \b
     localcascade session export 3f2a > talk.md
@@ -264,13 +271,13 @@ def _describe_message(message: Message) -> dict[str, Any]:
 def _write_markdown(transcripts: Sequence[Transcript]) -> str:
     from localcascade.history.markdown import write_markdown
 
-    return "\n".join(map(write_markdown, transcripts))
+    return "\n".join(write_markdown(_seal(each)) for each in transcripts)
 
 
 def _write_latex(transcripts: Sequence[Transcript]) -> str:
     from localcascade.history.latex import write_latex
 
-    return write_latex(transcripts[0], find_formulas)
+    return write_latex(_seal(transcripts[0]), find_formulas)
 
 
 def _write_json(transcripts: Sequence[Transcript]) -> str:
@@ -341,11 +348,15 @@ def _write_out(text: str, output: Path | None) -> None:
     replace_file(output, data)
 
 
-def _hide_thinking(transcript: Transcript) -> Transcript:
-    from dataclasses import replace
+def _seal(transcript: Transcript) -> Transcript:
+    from localcascade.chat.journal import is_sealed
 
-    bare = tuple(replace(message, thinking="") for message in transcript.messages)
-    return replace(transcript, messages=bare)
+    return _hide_thinking(transcript, is_sealed)
+
+
+def _hide_thinking(transcript: Transcript, is_hidden: Callable[[Message], bool]) -> Transcript:
+    shown = (replace(m, thinking="") if is_hidden(m) else m for m in transcript.messages)
+    return replace(transcript, messages=tuple(shown))
 
 
 def _mark(snippet: Sequence[str]) -> str:

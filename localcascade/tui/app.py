@@ -5,71 +5,40 @@ All screens but the first are imported when they are shown, so that the first is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.command import CommandPalette
+from textual.screen import SystemModalScreen
 
-from localcascade.chat.composition import Manner
 from localcascade.chat.controls import make_safe
-from localcascade.chat.conversation import Conversation
 from localcascade.chat.exchange import Exchange
 from localcascade.chat.tutor import load_tutor
 from localcascade.errors import CascadeError, ModelNotFound
-from localcascade.settings import THEMES, save_theme
+from localcascade.settings import save_theme
 from localcascade.tui.actions import apply_keys, collect_ids, list_actions
+from localcascade.tui.opening import Opening, Preferences, Source
 from localcascade.tui.screens.chat import ChatScreen
 from localcascade.tui.screens.lesson import LessonScreen
-from localcascade.tui.screens.palette import ActionProvider
 from localcascade.tui.shelf import Offer, Shelf
 from localcascade.tui.speaker import ChatEngine
 from localcascade.tui.themes import find_next_theme, register_themes
 
 if TYPE_CHECKING:
+    from textual.command import Provider
+
     from localcascade.chat.archive import Archive
     from localcascade.tui.screens.first_run import FirstChoice
     from localcascade.tui.screens.sessions import SessionChoice
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """A conversation to be opened."""
+def _load_provider() -> type[Provider]:
+    from localcascade.tui.screens.palette import ActionProvider
 
-    conversation: Conversation
-    model: str
-    """Name of the model, for the reader and the history."""
-    engine: ChatEngine
-    """Made, but perhaps not loaded."""
-    title: str = ""
-    notice: str = ""
-    """What the user should know of it, above the line to write in."""
-
-
-class Source(Protocol):
-    """Where conversations come from."""
-
-    def begin(self, model: str | None) -> Opening:
-        """Begin a new one, with a model of a name or the present one."""
-
-    def resume(self, session: str | None, model: str | None) -> Opening:
-        """Go on with one, with another model or its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preferences:
-    """What the user has set for good."""
-
-    theme: str = THEMES[0]
-    keys: Mapping[str, str] = field(default_factory=dict)
-    """Id of an action -> its keys."""
-    manner: Manner = field(default_factory=Manner)
-    """How answers are asked for at first."""
-    checks: bool | None = None
-    """Whether steps are marked as right or wrong; None where SymPy is installed."""
+    return ActionProvider
 
 
 class ChatApp(App[None]):
@@ -86,7 +55,7 @@ class ChatApp(App[None]):
     """
 
     TITLE = "LocalCascade"
-    COMMANDS = {ActionProvider}  # noqa: RUF012  (as Textual types it)
+    COMMANDS = {_load_provider}  # noqa: RUF012  (as Textual types it)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "show_keys", "Keys", id="app.help", priority=True),
         Binding("f2", "choose_model", "Models", id="app.models", priority=True),
@@ -130,8 +99,8 @@ class ChatApp(App[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Allow what changes the conversation only where one is on the screen."""
         if action in ("choose_model", "choose_session", "begin_anew"):
-            below_palette = [s for s in self.screen_stack if not isinstance(s, CommandPalette)]
-            return isinstance(below_palette[-1], ChatScreen)
+            own = [s for s in self.screen_stack if not isinstance(s, SystemModalScreen)]
+            return isinstance(own[-1], ChatScreen)
         return super().check_action(action, parameters)
 
     def action_show_keys(self) -> None:

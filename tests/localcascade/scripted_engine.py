@@ -20,7 +20,8 @@ from localcascade.prompt.events import (
     Timings,
     Usage,
 )
-from localcascade.tui.app import ChatApp, Opening, Preferences
+from localcascade.tui.app import ChatApp
+from localcascade.tui.opening import Opening, Preferences
 
 Script = Sequence[Event | None]
 """Events of one turn; at None it waits until it is released, or told to answer now."""

@@ -12,7 +12,7 @@ from localcascade.chat.search import Match, find_matches
 from localcascade.chat.turn import Turn
 from localcascade.engine.chat import AsyncChat
 from localcascade.engine.client import Engine
-from localcascade.errors import EngineDied
+from localcascade.errors import ContextFull, EngineDied
 from localcascade.prompt.events import ContextEnd, Delta, Done, Event, Failed, PromptProgress
 from localcascade.tui.speaker import Chat, ChatEngine
 from tests.localcascade.scripted_engine import end
@@ -122,6 +122,41 @@ def test_compacting_loses_nothing() -> None:
     finish(exchange, Delta("a3", "answer"), end())
     assert exchange.conversation.walk(exchange.conversation.path[0].id, -1)
     assert read_path(exchange) == before
+
+
+def test_a_summary_without_room_is_tried_with_the_older_half() -> None:
+    exchange = begin()
+    for n in range(5):
+        ask(exchange, f"q{n}", f"a{n}")
+    sizes = []
+    request = exchange.compact()
+    while request is not None:
+        sizes.append(len(request.messages) - 1)
+        finish(exchange, Failed(ContextFull(99, 64)))
+        request = exchange.compact(is_shorter=True)
+    assert sizes == [8, 4, 2]
+    exchange.compact()
+    finish(exchange, Failed(ContextFull(99, 64)))
+    exchange.compact(is_shorter=True)
+    finish(exchange, Delta("short", "answer"), end())
+    assert read_path(exchange) == ["short", "q2", "a2", "q3", "a3", "q4", "a4"]
+
+
+def test_a_question_that_had_no_room_is_asked_again_after_compacting() -> None:
+    exchange = begin()
+    for n in range(2):
+        ask(exchange, f"q{n}", f"a{n}")
+    exchange.ask("q2")
+    finish(exchange, Failed(ContextFull(99, 64)))
+    assert exchange.answer() is None
+    request = exchange.compact()
+    assert request is not None and len(request.messages) == 5
+    finish(exchange, Delta("short", "answer"), end())
+    assert read_path(exchange) == ["short", "q2"]
+    again = exchange.answer()
+    assert again is not None and again.messages[-1]["content"] == "q2"
+    finish(exchange, Delta("a2", "answer"), end())
+    assert read_path(exchange) == ["short", "q2", "a2"]
 
 
 def test_a_summary_that_was_stopped_changes_nothing() -> None:

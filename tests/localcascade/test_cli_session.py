@@ -77,6 +77,25 @@ def test_tool_calls_are_kept(do: Command) -> None:
     assert answer.tool_calls == ({"id": "call_1", "type": "function", "function": function},)
 
 
+def test_what_a_tutor_thought_is_shown_only_where_it_is_asked_for(do: Command) -> None:
+    with History.open() as history:
+        id = history.create_session("lesson").id
+        history.append(
+            id, None, "assistant", "Try a substitution.", thinking="The answer is seventeen.",
+            sampling={"sealed": True},
+        )  # fmt: skip
+    assert "seventeen" in do("session", "show", id, "--thinking")
+    for command in (
+        ("show", id),
+        ("search", "seventeen"),
+        ("export", id),
+        ("export", id, "--format", "latex"),
+    ):
+        assert "seventeen" not in do("session", *command)
+    assert "substitution" in do("session", "search", "substitution")
+    assert "seventeen" in do("session", "export", id, "--format", "json")
+
+
 def test_going_on_sends_what_was_said(do: Command) -> None:
     first = do.told("run", "short.gguf", "one", "--system", "Be short.")["session"]
     other = do.told("run", "short.gguf", "other")["session"]

@@ -15,8 +15,8 @@ from localcascade.chat.composition import CONTINUE
 from localcascade.chat.conversation import Message
 from localcascade.chat.lines import read_text
 from localcascade.engine.wire import ModelInfo
-from localcascade.errors import ModelFileError
-from localcascade.prompt.events import Delta, PromptProgress
+from localcascade.errors import ContextFull, ModelFileError
+from localcascade.prompt.events import Delta, Failed, PromptProgress
 from localcascade.tui.app import ChatApp
 from localcascade.tui.widgets.attach import AttachPicker
 from localcascade.tui.widgets.composer import Composer
@@ -264,6 +264,29 @@ async def test_a_full_context_is_told_and_compacted() -> None:
         assert "Compacted" in read_notice(app)
         await pilot.press("alt+left")
         assert read_messages(app) == ["q1", "a", "q2", "b"]
+
+
+async def test_a_question_without_room_is_answered_after_compacting() -> None:
+    full = Failed(ContextFull(1100, 1000))
+    app, engine = chat_with(
+        think_and_say("", "a"),
+        think_and_say("", "b"),
+        think_and_say("", "c"),
+        [full],
+        [full],
+        think_and_say("", "in short"),
+        think_and_say("", "d"),
+    )
+    async with app.run_test(size=(100, 40)) as pilot:
+        for question in ("q1", "q2", "q3", "q4"):
+            await say(pilot, question)
+        assert "The context is full. F8 compacts" in read_notice(app)
+        await pilot.press("f8")
+        for _ in range(3):  # a summary that has no room, one that has, the answer
+            await settle(pilot)
+        assert [len(request.messages) for request in engine.requests[4:]] == [7, 3, 6]
+        assert read_messages(app) == ["in short", "q2", "b", "q3", "c", "q4", "d"]
+        assert "Compacted" in read_notice(app)
 
 
 async def test_formulas_turn_into_their_source() -> None:

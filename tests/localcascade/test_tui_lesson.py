@@ -17,7 +17,8 @@ from localcascade.chat.tutor import load_tutor
 from localcascade.prompt.events import Delta
 from localcascade.tui import checker
 from localcascade.tui.actions import list_actions
-from localcascade.tui.app import ChatApp, Opening, Preferences
+from localcascade.tui.app import ChatApp
+from localcascade.tui.opening import Opening, Preferences
 from localcascade.tui.screens.lesson import LessonScreen
 from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.widgets.composer import Composer

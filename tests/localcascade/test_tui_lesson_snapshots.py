@@ -17,7 +17,8 @@ from localcascade.chat.tutor import ATTEMPT, load_tutor
 from localcascade.prompt.events import Delta, PromptProgress
 from localcascade.settings import THEMES
 from localcascade.tui import speaker
-from localcascade.tui.app import ChatApp, Opening, Preferences
+from localcascade.tui.app import ChatApp
+from localcascade.tui.opening import Opening, Preferences
 from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.transcript import Transcript

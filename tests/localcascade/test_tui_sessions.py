@@ -17,7 +17,8 @@ from localcascade.chat.journal import HistoryJournal, open_session
 from localcascade.errors import HistoryError, ModelNotFound
 from localcascade.history import History, ModelIdentity
 from localcascade.prompt.events import Delta
-from localcascade.tui.app import ChatApp, Opening, Preferences
+from localcascade.tui.app import ChatApp
+from localcascade.tui.opening import Opening, Preferences
 from localcascade.tui.screens.chat import ChatScreen
 from localcascade.tui.screens.sessions import SessionScreen, draw_row, write_age
 from localcascade.tui.widgets.composer import Composer

@@ -80,6 +80,7 @@ class ChatScreen(ReadingScreen):
         self._title = title
         self._editing: Message | None = None
         self._turn: Worker[None] | None = None
+        self._ended: Turn | None = None
         self._attachments: list[Attachment] = []
         self._gauge = Gauge(id="gauge")
 
@@ -149,9 +150,9 @@ class ChatScreen(ReadingScreen):
 
     @on(speaker.TurnMoved)
     def _show_turn(self, event: speaker.TurnMoved) -> None:
-        if not self._exchange.is_busy:
-            return
         turn = event.turn
+        if not self._exchange.is_busy or turn is self._ended:  # told of twice, and another begun
+            return
         take = self._exchange.end if turn.is_over else self._exchange.take
         message = take(turn)
         if message is not None:
@@ -159,20 +160,34 @@ class ChatScreen(ReadingScreen):
         is_compacting = self._exchange.is_compacting
         self._gauge.readings = read_turn(self._gauge.readings, turn, is_compacting=is_compacting)
         if turn.is_over:
+            self._ended = turn
             self._end_turn(turn, was_summary=message is None)
 
     def _end_turn(self, turn: Turn, *, was_summary: bool) -> None:
         self._check_answers()
         if was_summary:
-            self._show_path()
-            done = "Compacted: the whole conversation is in the branch before (Alt+←)."
-            self._show_notice(done if turn.state == "complete" else f"Not compacted: {turn.note}")
+            self._end_compacting(turn)
+        elif turn.is_full:
+            self._show_notice("The context is full. F8 compacts the conversation.")
         elif self._gauge.readings.context_share >= WARN_SHARE:
             share = round(100 * self._gauge.readings.context_share)
             self._show_notice(f"The context is {share} % full. F8 compacts the conversation.")
         hint = getattr(turn.error, "hint", "")
         if hint:
             self._notify(hint, "warning")
+
+    def _end_compacting(self, turn: Turn) -> None:
+        """Tell of the summary, and ask what had no room before; or try with less of the past."""
+        shorter = self._exchange.compact(is_shorter=True) if turn.is_full else None
+        if shorter is not None:
+            self._speak(shorter)
+            return
+        if turn.state == "complete":
+            self._show_notice("Compacted: the whole conversation is in the branch before (Alt+←).")
+            self._begin_turn(self._exchange.answer())
+        else:
+            self._show_path()
+            self._show_notice(f"Not compacted: {turn.note}")
 
     # What the user does
 

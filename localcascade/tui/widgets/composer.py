@@ -9,6 +9,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from localcascade.tui.curtain import PLACEHOLDER
+
 NEWLINE_KEYS = ("shift+enter", "ctrl+j", "alt+enter")
 
 
@@ -37,7 +39,7 @@ class Composer(TextArea):
             show_line_numbers=False,
             compact=True,
             highlight_cursor_line=False,
-            placeholder="Ask anything. Enter sends, F1 helps.",
+            placeholder=PLACEHOLDER,
         )
 
     async def _on_key(self, event: events.Key) -> None:
