@@ -97,6 +97,13 @@ def test_a_hint_is_no_answer(algebra: Algebra) -> None:
     assert (findings.answer, draw(findings)) == ("", "")
 
 
+def test_a_number_of_the_question_is_no_wrong_answer(algebra: Algebra) -> None:
+    task = Task("1", "I have no calculator for 14 * 3.", ("What is 14 * 3?",))
+    assert check_task(task, algebra) == Findings()
+    named = Task("1", "The answer is 3.", ("What is 14 * 3?",))
+    assert check_task(named, algebra).verdict == "wrong"
+
+
 def test_equations_of_any_question_are_given(algebra: Algebra) -> None:
     claim = "$x^2 = 2x$"
     asked = ("Solve $x^2 - 2x = 0$.", "Show me the next step, please.")
