@@ -28,6 +28,7 @@ COMMANDS = (
     "run",
     "solve",
     "chat",
+    "serve",
     "pull",
     "quantize",
     "calibrate",

@@ -58,6 +58,8 @@ def write_grammar(schema: Schema) -> str:
         return _Writer(schema).write()
     except RecursionError as exc:
         raise ValueError("JSON schema: it is nested too deeply") from exc
+    except (AttributeError, TypeError) as exc:
+        raise ValueError(f"JSON schema: it is malformed: {exc}") from exc
 
 
 class _Writer:
