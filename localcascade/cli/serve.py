@@ -63,7 +63,7 @@ def serve(
     parallel: Annotated[
         int | None,
         typer.Option(
-            min=1, max=64, metavar="N", help="Requests at once; they share the context. 4."
+            min=1, max=64, metavar="N", help="Requests at once, which share the context; 4."
         ),
     ] = None,
     no_think: Annotated[
