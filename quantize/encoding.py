@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.codes import PLANES
 from quantize.encoders import encode_rows
 from quantize.expert_errors import Distortion, measure_distortion
 from quantize.families import OutputTensor
-from quantize.feedback import GAINS, Feedback, encode_with_feedback, plan_feedback
+from quantize.feedback import Feedback, encode_with_feedback, plan_feedback
 from quantize.ggml import F32Array, U8Array, widen
 from quantize.pairs import Pair
 from quantize.part import Part
@@ -37,6 +38,8 @@ from quantize.unit import Piece, Unit
 
 SLAB_WEIGHTS = 1 << 18
 """1 MiB of float32."""
+FEEDBACK_SLAB_WEIGHTS = 1 << 22
+"""With feedback each column is a step of its own, so many rows take one together."""
 
 Rows = Callable[[int, int], F32Array]
 """(first, last) -> these rows of a piece, as they are to be encoded; float32, contiguous."""
@@ -177,7 +180,7 @@ class _Worker:
         the inputs go together is taken from them.
         """
         weights, moments = _pad(weights, piece.width), self.recipe.moments
-        is_wanted = self.recipe.transforms.feedback and piece.tensor.type.name in GAINS
+        is_wanted = self.recipe.transforms.feedback and piece.tensor.type.name in PLANES
         seen = self._read_moments(piece) if is_wanted and weights is not None else None
         if moments is None or seen is None or weights is None:
             return Weighing(weights, None)
@@ -210,7 +213,8 @@ class _Worker:
     ) -> tuple[int, Distortion]:
         """Encode a piece slab by slab and write it; the checksum goes on from `checksum`."""
         encoded = self.buffers.take("encoded", piece.n_bytes)
-        step, distortion = max(1, SLAB_WEIGHTS // piece.width), Distortion()
+        slab_weights = FEEDBACK_SLAB_WEIGHTS if weighing.feedback else SLAB_WEIGHTS
+        step, distortion = max(1, slab_weights // piece.width), Distortion()
         for first in range(0, piece.n_rows, step):
             last = min(first + step, piece.n_rows)
             room = encoded[first * piece.row_bytes : last * piece.row_bytes]

@@ -2,14 +2,18 @@
 
 The inputs of a matrix vary together, so an error in some columns can be undone in part by changing
 others. Columns are encoded block by block; after each, the rest is changed to what makes the
-expected squared error of the result least, given the errors so far. The bytes stay as many.
+expected squared error of the result least, given the errors so far. Within a block the encoder
+chooses the scales; then each column's codes are chosen anew, in the same way one after the other,
+where that is better. The bytes stay as many.
 
-With H the mean of x xT and P = L LT its inverse, eliminating the first block B leaves for the rest
-R the change -e L_RB inv(L_BB) for an error e, and of the error what the rest cannot undo, which
-inv(L_BB)T inv(L_BB) weighs: its diagonal is the importance with which the block is encoded.
+With H, the mean of x xT, as U UT for an upper triangular U, errors e of all columns cost |e U|²,
+and term B of that, e_A U_AB + e_B U_BB, has the errors of the columns A before B and its own: later
+columns have no part in it. So a block B is encoded not as w_B but as what makes that term nothing,
+w_B + e_A U_AB inv(U_BB), and its own errors d from there cost |d U_BB|². Its importance is the
+diagonal of U_BB U_BBT. Within the block the same holds column by column.
 
-Source: Frantar et al., GPTQ (arXiv:2210.17323), for columns; here for whole blocks, since a block's
-columns share a scale.
+Source: Frantar et al., GPTQ (arXiv:2210.17323), which has the inverse of H where this has H, and
+with it the same codes. What it earns: docs/quantization.md.
 """
 
 from __future__ import annotations
@@ -19,24 +23,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from quantize.codes import PLANES, Levels, write_codes
 from quantize.encoders import encode_rows
 from quantize.ggml import F32Array, U8Array, decode_rows
 from quantize.gguf import BlockType
 
 F64Array = npt.NDArray[np.float64]
 
-GAINS = ("q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "nvfp4")
-"""Types with which feedback is used: those of small blocks. Mean KL divergence on tiny at the same
-bytes, without and with it, all matrices of that type, scored on text that was not collected on:
-q2_0 2.042, 1.219; mxfp4 0.362, 0.172; q4_0 0.203, 0.088; nvfp4 0.186, 0.095; iq4_nl 0.148, 0.083;
-q4_1 0.126, 0.069; q5_0 0.070, 0.035; q5_1 0.042, 0.019. Experts alone: q2_0 0.0500, 0.0260; q4_0
-0.0031, 0.0020; iq4_nl 0.0044, 0.0013. Matrices of tiny are one superblock wide, so a superblock has
-no other to make up for it there, and nothing shows: q3_k 0.471, 0.478; iq3_s 0.452, 0.450; q4_k
-0.136, 0.133; iq2_s 1.113, 1.094; experts alone within 3 % either way."""
-
 RIDGE = 0.01
 """Added to each input's mean square, as a share of their mean: without it a column that hardly
 matters takes over the errors of all others, and a large weight there spoils its block's scale."""
+
+STRIDE = 32
+"""Columns whose errors are handed on to all later ones of their block together."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,10 @@ class Feedback:
     moments: F32Array
     """What the squared error of a result is by, [width, width]: the inputs' second moments, of
     few samples drawn towards independent inputs."""
-    changes: tuple[F32Array, ...]
-    """For each block but the last, what its columns' errors add to all later ones,
-    [block, width left]."""
+    factor: F32Array
+    """Their upper triangular factor U, [width, width]: the moments are U UT."""
+    inverses: tuple[F32Array, ...]
+    """For each block, the inverse of its part of the factor, [block, block]."""
 
 
 def plan_feedback(
@@ -77,15 +77,16 @@ def plan_feedback(
     if moments.shape != (width, width) or width % block:
         raise ValueError(f"moments {moments.shape}, width {width}, blocks of {block}")
     blended = _blend(moments, n_samples, importance)
-    lower = np.linalg.cholesky(np.linalg.inv(blended))
-    left, changes = [], []
-    for start in range(0, width, block):
-        own = slice(start, start + block)
-        undo = np.linalg.inv(lower[own, own])
-        left.append(np.square(undo).sum(axis=0))
-        changes.append((-(lower[start + block :, own] @ undo).T).astype(np.float32))
-    left_over = np.concatenate(left).astype(np.float32)
-    return Feedback(left_over, blended.astype(np.float32), tuple(changes[:-1]))
+    # The lower factor of the moments taken backwards, taken backwards.
+    factor = np.linalg.cholesky(blended[::-1, ::-1])[::-1, ::-1]
+    own = [slice(start, start + block) for start in range(0, width, block)]
+    left_over = np.concatenate([np.square(factor[b, b]).sum(axis=1) for b in own])
+    return Feedback(
+        left_over.astype(np.float32),
+        blended.astype(np.float32),
+        np.ascontiguousarray(factor, dtype=np.float32),
+        tuple(np.linalg.inv(factor[b, b]).astype(np.float32) for b in own),
+    )
 
 
 def _blend(moments: F64Array, n_samples: int, importance: F32Array) -> F64Array:
@@ -121,13 +122,57 @@ def encode_with_feedback(
     block, n_bytes = block_type.block_weights, block_type.block_bytes
     if len(feedback.importance) != width or out.nbytes != n_rows * block_type.row_bytes(width):
         raise ValueError(f"{out.nbytes} bytes, feedback of {len(feedback.importance)} columns")
-    rows, room = weights.copy(), out.reshape(n_rows, -1, n_bytes)
-    for i in range(width // block):
-        columns = slice(i * block, (i + 1) * block)
-        part = np.ascontiguousarray(rows[:, columns])
+    errors, room = np.empty_like(weights), out.reshape(n_rows, -1, n_bytes)
+    for i, inverse in enumerate(feedback.inverses):
+        first, own = i * block, slice(i * block, (i + 1) * block)
+        pull = errors[:, :first] @ feedback.factor[:first, own]
+        wanted = np.add(weights[:, own], pull @ inverse, dtype=np.float32)
         encoded = np.empty((n_rows, n_bytes), np.uint8)
-        encode_rows(part, block_type, encoded, feedback.importance[columns])
+        encode_rows(wanted, block_type, encoded, feedback.importance[own])
+        if block_type.name in PLANES:
+            _refine(wanted, block_type, encoded, feedback.factor[own, own])
+        errors[:, own] = weights[:, own] - decode_rows(encoded, block_type, block)
         room[:, i] = encoded
-        if i < len(feedback.changes):
-            errors = part - decode_rows(encoded, block_type, block)
-            rows[:, columns.stop :] += errors @ feedback.changes[i]
+
+
+def _refine(weights: F32Array, block_type: BlockType, blocks: U8Array, factor: F32Array) -> None:
+    """Choose the codes of encoded blocks anew, each column making up for those before it.
+
+    Scales stay as the encoder chose them, and so does a row that would get no better.
+
+    Args:
+        weights: float32 [n_rows, block].
+        block_type: One of PLANES.
+        blocks: uint8 [n_rows, bytes of a block], changed.
+        factor: The block's part of Feedback.factor.
+    """
+    changed = blocks.copy()
+    write_codes(changed, block_type, _choose_codes(weights, block_type, blocks, factor))
+    costs = (_measure_cost(weights, block_type, each, factor) for each in (changed, blocks))
+    better = np.less(*costs)
+    blocks[better] = changed[better]
+
+
+def _choose_codes(
+    weights: F32Array, block_type: BlockType, blocks: U8Array, factor: F32Array
+) -> U8Array:
+    levels, wanted, shares = Levels(blocks, block_type), weights.T, factor / factor.diagonal()
+    pull, errors = np.zeros((2, *wanted.shape), np.float32)
+    codes = np.empty(wanted.shape, np.uint8)
+    for first in range(0, len(wanted), STRIDE):
+        last = first + STRIDE
+        for j in range(first, min(last, len(wanted))):
+            codes[j], decoded = levels.choose(j, wanted[j] + pull[j])
+            np.subtract(wanted[j], decoded, out=errors[j])
+            pull[j + 1 : last] += shares[j, j + 1 : last, None] * errors[j]
+        pull[last:] += shares[first:last, last:].T @ errors[first:last]
+    return np.ascontiguousarray(codes.T)
+
+
+def _measure_cost(
+    weights: F32Array, block_type: BlockType, blocks: U8Array, factor: F32Array
+) -> F32Array:
+    """What later blocks cannot make up for, of each row."""
+    errors = weights - decode_rows(blocks.reshape(-1), block_type, weights.shape[1])
+    costs: F32Array = np.square(errors @ factor).sum(axis=1)
+    return costs

@@ -19,6 +19,8 @@ from quantize.safetensors import DTYPE_BYTES, Checkpoint, Stretch
 
 UNIT_WEIGHTS = 1 << 20
 """Of a plain unit, at most: small, so that at the end no thread waits long for the others' last."""
+FEEDBACK_UNIT_WEIGHTS = 6 << 20
+"""With feedback, which is planned for each unit anew; an expert of the 30 B model has 5.0 M."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,19 @@ def cut_units(recipe: Recipe, plan: FilePlan) -> Iterator[Unit]:
     """Cut a conversion into units: the plain ones in the order of the file, then the experts."""
     offsets = {placed.name: placed.offset for placed in plan.tensors}
     paired = {tensor.spec.name for pair in recipe.pairs for tensor in pair.tensors}
+    has_feedback = recipe.transforms.feedback and recipe.moments is not None
+    n_weights = FEEDBACK_UNIT_WEIGHTS if has_feedback else UNIT_WEIGHTS
     for tensor in recipe.tensors:
         if tensor.spec.name not in paired:
-            yield from _cut_tensor(tensor, offsets[tensor.spec.name])
+            yield from _cut_tensor(tensor, offsets[tensor.spec.name], n_weights)
     for pair in recipe.pairs:
         for expert in range(len(pair.up.spec.sources)):
             yield _cut_expert(pair, expert, offsets)
 
 
-def _cut_tensor(tensor: PlannedTensor, offset: int) -> Iterator[Unit]:
+def _cut_tensor(tensor: PlannedTensor, offset: int, n_weights: int) -> Iterator[Unit]:
     n_rows = _count_rows(tensor.spec)
-    step = max(1, UNIT_WEIGHTS // tensor.spec.shape[-1])
+    step = max(1, n_weights // tensor.spec.shape[-1])
     for expert in range(len(tensor.spec.sources)):
         for first in range(0, n_rows, step):
             piece = Piece(tensor, expert, first, min(step, n_rows - first), offset)

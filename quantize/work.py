@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from quantize.encoding import Buffers, Outcome, run_unit
 from quantize.errors import UnsupportedModel
@@ -82,7 +83,8 @@ class Work:
         pool = ThreadPoolExecutor(n_threads, thread_name_prefix="encode")
         try:
             # Inside, so that threads which wait for a stopped source do not hold up the pool.
-            with self._checkpoint.shards.read_ahead(rest, self._begun):
+            # Each thread has a unit; threads of the matrix products would only be in their way.
+            with self._checkpoint.shards.read_ahead(rest, self._begun), threadpool_limits(1):
                 self._collect(pool.map(self._run_job, self._rest), on_progress)
         finally:
             pool.shutdown(cancel_futures=True)
