@@ -118,7 +118,8 @@ class ContextFull(CascadeError):
 
     `message_tokens` says about how many each message takes, the oldest first. `droppable` lists
     the turns that may be left out, the oldest first, each as the numbers of its messages: neither
-    the system prompt is among them nor the last question and what follows it.
+    the system prompt is among them nor the last question and what follows it. `is_least` says that
+    `need_tokens` is not all: a prompt several times as long as the context is not read to its end.
     """
 
     def __init__(
@@ -127,21 +128,27 @@ class ContextFull(CascadeError):
         have_tokens: int,
         message_tokens: Sequence[int] = (),
         droppable: Sequence[Sequence[int]] = (),
+        *,
+        is_least: bool = False,
     ) -> None:
         self.need_tokens = need_tokens
         self.have_tokens = have_tokens
+        self.is_least = is_least
         self.message_tokens = list(message_tokens)
         self.droppable = [list(turn) for turn in droppable]
+        least = "at least " if is_least else ""
         super().__init__(
-            f"the prompt has {need_tokens} tokens, the context holds {have_tokens}",
+            f"the prompt has {least}{need_tokens} tokens, the context holds {have_tokens}",
             f"Start with a larger --ctx, or {self._name_excess()}.",
         )
 
     def _name_excess(self) -> str:
-        n_tokens = 0
+        n_tokens, n_all = 0, self.need_tokens
+        if self.is_least:
+            n_all = max(n_all, sum(self.message_tokens))
         for n_turns, turn in enumerate(self.droppable, 1):
             n_tokens += sum(self.message_tokens[number] for number in turn)
-            if n_tokens >= self.need_tokens - self.have_tokens:
+            if n_tokens >= n_all - self.have_tokens:
                 turns = "turn" if n_turns == 1 else f"{n_turns} turns"
                 return f"leave out the oldest {turns}, about {n_tokens} tokens"
         return "shorten the conversation"

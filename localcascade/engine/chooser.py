@@ -10,6 +10,10 @@ from localcascade.engine import _llama
 from localcascade.engine.model import Model
 from localcascade.engine.sampling import Step
 
+SLOW_S = 5.0
+"""Most seconds of a grammar for one token. One that can read an answer in two ways at each letter
+takes twice as long with each, and others wait for it."""
+
 
 class Chooser:
     """The samplers of one answer; to be freed.
@@ -37,12 +41,22 @@ class Chooser:
 
         Returns:
             The token's id.
+
+        Raises:
+            ValueError: The grammar allows no token, or takes too long over one.
         """
         if self._grammar is None or not is_answer:
             return _llama.sample(self._chain, self._model.context, row)
         n_vocab = self._model.info.n_vocab
         logits = _llama.read_logits_row(self._model.context, row, n_vocab)
-        return _llama.choose(self._chain, self._grammar, logits)
+        with self._model.patience:
+            token = _llama.choose(self._chain, self._grammar, logits)
+        if self._model.patience.last_s > SLOW_S:
+            raise ValueError(
+                f"grammar: one token took it {self._model.patience.last_s:.0f} s, for what the "
+                "answer has so far can be read in too many ways; the next would take longer"
+            )
+        return token
 
     def measure_lead(self, row: int, token: int | None = None, *, is_answer: bool) -> float:
         """Tell how far a token leads all others, before samplers and grammar see them.
@@ -58,8 +72,10 @@ class Chooser:
         logits = _llama.read_logits_row(self._model.context, row, self._model.info.n_vocab)
         best = int(logits.argmax()) if token is None else token
         grammar = self._grammar if is_answer and token is None else None
-        if grammar is not None and not _llama.allows(grammar, best):
-            return 0.0
+        if grammar is not None:
+            with self._model.patience:
+                if not _llama.allows(grammar, best):
+                    return 0.0
         second = max(part.max(initial=-np.inf) for part in (logits[:best], logits[best + 1 :]))
         return float(logits[best] - second)
 

@@ -10,15 +10,22 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, chain
 
 from localcascade.engine.model import LEAST_TOKENS, Model
-from localcascade.engine.vocabulary import Vocabulary
+from localcascade.engine.vocabulary import PIECE_CHARS, Vocabulary
 from localcascade.errors import ContextFull, TemplateError
 from localcascade.prompt.events import ChatRequest, Message
+from localcascade.prompt.grammar import check_grammar
 from localcascade.prompt.marks import Segment
 from localcascade.prompt.schema import write_grammar
 from localcascade.prompt.template import Template
 
 N_REMEMBERED = 4096
 """Segments whose tokens are remembered: those of a long chat are the same at every turn."""
+
+TOO_MANY = 2
+"""Contexts that a prompt may fill before nobody counts further: a chat is never that far behind."""
+MAX_COUNTED = 1000
+"""Messages whose tokens are counted when they do not fit: each takes llama.cpp half a millisecond,
+whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +73,20 @@ class Composer:
         Raises:
             TemplateError: The template fails, or there is none.
             ContextFull: The prompt is longer than the context.
-            ValueError: The request's JSON schema or logit bias makes no sense.
+            ValueError: The request's grammar or JSON schema makes no sense, or would do harm.
         """
+        grammar = self._choose_grammar(request)
         on_stage("template")
         segments = self._render(request)
+        on_stage("tokenize")
+        parts = self._cut_all(request, segments)
+        tokens = tuple(chain.from_iterable(parts))
+        on_stage("template")
         places = {*self._find_places(request, segments)}
         on_stage("tokenize")
-        parts = [self._cut(segment) for segment in segments]
-        tokens = tuple(chain.from_iterable(parts))
-        if len(tokens) > self._model.info.n_ctx:
-            sizes = count_message_tokens(self._vocabulary, request.messages)
-            turns = list_droppable(request.messages)
-            raise ContextFull(len(tokens), self._model.info.n_ctx, sizes, turns)
         # The last token is read anew even if the same is asked again, for the logits after it.
         ends = [0, *accumulate(map(len, parts))]
         found = {min(ends[n], len(tokens) - 1) for n in places}
-        grammar = self._choose_grammar(request)
         return Prompt(request, tokens, opens_thinking(segments), thin_out(found), grammar)
 
     def render(
@@ -108,10 +113,45 @@ class Composer:
 
     def tokenize(self, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Cut a rendered prompt into tokens, each segment on its own."""
-        return tuple(chain.from_iterable(map(self._cut, segments)))
+        parts = (self._cut(segment) for segment in segments)
+        return tuple(
+            chain.from_iterable(
+                self._vocabulary.tokenize_segment(segment) if self._is_cut_short(part) else part
+                for segment, part in zip(segments, parts, strict=True)
+            )
+        )
+
+    def _cut_all(self, request: ChatRequest, segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+        """Cut a prompt into tokens; one that is far too long, only as far as it takes to see that.
+
+        Raises:
+            ContextFull: It is longer than the context.
+        """
+        parts: list[tuple[int, ...]] = []
+        n_tokens = 0
+        while len(parts) < len(segments) and n_tokens <= self._most_tokens:
+            parts.append(self._cut(segments[len(parts)]))
+            n_tokens += len(parts[-1])
+        if n_tokens <= self._model.info.n_ctx:
+            return parts
+        sizes = count_message_tokens(self._vocabulary, request.messages, self._most_tokens)
+        raise ContextFull(
+            n_tokens,
+            self._model.info.n_ctx,
+            sizes,
+            list_droppable(request.messages),
+            is_least=n_tokens > self._most_tokens,
+        )
+
+    def _is_cut_short(self, part: Sequence[int]) -> bool:
+        return len(part) > self._most_tokens
+
+    @property
+    def _most_tokens(self) -> int:
+        return TOO_MANY * self._model.info.n_ctx
 
     def _cut_segment(self, segment: Segment) -> tuple[int, ...]:
-        return tuple(self._vocabulary.tokenize_segment(segment))
+        return tuple(self._vocabulary.tokenize_segment(segment, self._most_tokens))
 
     @cached_property
     def _template(self) -> Template:
@@ -147,8 +187,12 @@ class Composer:
             yield next((i for i, (a, b) in pairs if a != b), min(len(segments), len(other)))
 
     def _choose_grammar(self, request: ChatRequest) -> str | None:
-        schema = request.sampling.json_schema
-        return request.sampling.grammar if schema is None else write_grammar(schema)
+        grammar, schema = request.sampling.grammar, request.sampling.json_schema
+        if schema is not None:
+            return write_grammar(schema)
+        if grammar is not None:
+            check_grammar(grammar)
+        return grammar
 
 
 def thin_out(places: Iterable[int]) -> tuple[int, ...]:
@@ -182,11 +226,26 @@ def list_continuations(messages: Sequence[Message]) -> Iterator[tuple[Message, .
     yield (*messages, answer, question)
 
 
-def count_message_tokens(vocabulary: Vocabulary, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Count about how many tokens each message takes, without what the template adds."""
-    return tuple(
-        len(vocabulary.tokenize(_write_text(message), parse_special=False)) for message in messages
-    )
+def count_message_tokens(
+    vocabulary: Vocabulary, messages: Sequence[Message], n_most: int
+) -> tuple[int, ...]:
+    """Count about how many tokens each message takes, without what the template adds.
+
+    Args:
+        vocabulary: The vocabulary.
+        messages: The conversation.
+        n_most: After so many tokens in all, or MAX_COUNTED messages, the rest is estimated.
+    """
+    counts: list[int] = []
+    n_tokens, per_char = 0, 0.0
+    for message in messages:
+        text = _write_text(message)
+        sample = text[:PIECE_CHARS]
+        if sample and n_tokens <= n_most and len(counts) < MAX_COUNTED:
+            per_char = len(vocabulary.tokenize(sample, parse_special=False)) / len(sample)
+        counts.append(round(len(text) * per_char))
+        n_tokens += counts[-1]
+    return tuple(counts)
 
 
 def list_droppable(messages: Sequence[Message]) -> tuple[tuple[int, ...], ...]:

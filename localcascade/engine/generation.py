@@ -185,9 +185,9 @@ class Generation:
             self._emit(event)
         if reason == "length" and len(self.tokens) > self._model.info.n_ctx:
             messages = self._prompt.request.messages
-            sizes = count_message_tokens(self._model.vocabulary, messages)
-            turns = list_droppable(messages)
-            self._emit(ContextEnd(self._model.info.n_ctx, sizes, turns, self._index))
+            n_ctx = self._model.info.n_ctx
+            sizes = count_message_tokens(self._model.vocabulary, messages, n_ctx)
+            self._emit(ContextEnd(n_ctx, sizes, list_droppable(messages), self._index))
         calls = is_whole and self._turn.n_calls > 0
         self._emit(self._sum_up("tool_calls" if calls else reason))
         self.free()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from localcascade.engine import _llama
 from localcascade.engine.collector import Collector
+from localcascade.engine.patience import Patience
 from localcascade.engine.planning import (
     CHECKPOINT_BUDGETS_BYTES,
     count_batch,
@@ -83,6 +84,7 @@ class Model:
         self.n_batch, self.batch = chosen.n_batch, _llama.Batch(chosen.n_batch)
         self.n_outputs = chosen.n_outputs or chosen.n_batch
         self.checkpoint_bytes = choose_checkpoint_bytes(options, planned)
+        self.patience = Patience("the grammar of an answer")
         self.metadata = _llama.read_metadata(self._model)
         self.vocabulary = Vocabulary(
             _llama.get_vocab(self._model),

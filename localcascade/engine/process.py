@@ -98,6 +98,7 @@ class WorkerProcess:
 
         Raises:
             TypeError: A field is not plain data.
+            ValueError: It is nested too deeply, or a number has too many digits.
         """
         number = next(self._numbers)
         with self._lock:
@@ -106,8 +107,13 @@ class WorkerProcess:
         if death is not None:
             deliver(death)
             return number
-        with contextlib.suppress(OSError):  # it is dying: the listener will tell
+        try:
             self._channel.send({"id": number, "op": op, **fields})
+        except OSError:  # it is dying: the listener will tell
+            pass
+        except (TypeError, ValueError):
+            self.forget(number)
+            raise
         return number
 
     def forget(self, number: int) -> None:

@@ -47,7 +47,7 @@ def _run(start: Start, turn: _Turn) -> Generator[Event, None, None]:
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     try:
         turn.begin(start(), answers.put)
-    except CascadeError as exc:
+    except (CascadeError, ValueError) as exc:
         yield Failed(exc)
         return
     try:
@@ -67,7 +67,7 @@ async def _run_async(start: Start, turn: _Turn) -> AsyncGenerator[Event, None]:
 
     try:
         turn.begin(await asyncio.to_thread(start), deliver)
-    except CascadeError as exc:
+    except (CascadeError, ValueError) as exc:
         yield Failed(exc)
         return
     try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localcascade.prompt.budget import check_budget
+from localcascade.prompt.budget import MOST_TOKENS, check_budget, check_number
 from localcascade.prompt.events import ChatRequest, Sampling
+from localcascade.prompt.grammar import check_grammar_text
 
 Step = tuple[str, tuple[Any, ...]]
 """A sampler of `_llama.create_sampler` and its arguments."""
@@ -45,6 +45,12 @@ class Resolved:
 
 MAX_ANSWERS = 64
 MAX_LOGPROBS = 20
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1000
+MOST = 1e9
+"""Of biases, penalties and temperatures, which are 32-bit in llama.cpp: sums must not overflow."""
+LEAST_TEMPERATURE = 1e-5
+"""Below it, logits divided by it overflow, or leave nothing but the likeliest token."""
 
 
 def check_request(request: ChatRequest) -> None:
@@ -56,12 +62,12 @@ def check_request(request: ChatRequest) -> None:
     check_sampling(request.sampling)
     if request.thinking_budget is not None:
         check_budget(request.thinking_budget)
-    if not 1 <= request.n <= MAX_ANSWERS:
-        raise ValueError(f"n is {request.n}, but must be between 1 and {MAX_ANSWERS}")
-    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:
-        raise ValueError(
-            f"logprobs is {request.logprobs}, but must be between 0 and {MAX_LOGPROBS}"
-        )
+    check_number("n", request.n, 1, MAX_ANSWERS, is_whole=True)
+    if request.logprobs is not None:
+        check_number("logprobs", request.logprobs, 0, MAX_LOGPROBS, is_whole=True)
+    for number, tool in enumerate(request.tools):
+        if not isinstance(tool, Mapping):
+            raise ValueError(f"tools: number {number} is a {type(tool).__name__}, not an object")
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -70,27 +76,42 @@ def check_sampling(sampling: Sampling) -> None:
     Raises:
         ValueError: Names the value and what it may be.
     """
-    limits: tuple[tuple[str, float | None, float, float], ...] = (
-        ("temperature", sampling.temperature, 0, math.inf),
-        ("top_p", sampling.top_p, 0, 1),
-        ("top_k", sampling.top_k, 0, 2**31 - 1),
-        ("min_p", sampling.min_p, 0, 1),
-        ("max_tokens", sampling.max_tokens, 1, math.inf),
-        ("repeat_penalty", sampling.repeat_penalty, 1e-3, math.inf),
-        ("frequency_penalty", sampling.frequency_penalty, -math.inf, math.inf),
-        ("presence_penalty", sampling.presence_penalty, -math.inf, math.inf),
-        ("penalty_tokens", sampling.penalty_tokens, 0, 2**31 - 1),
-        *(("logit_bias", bias, -math.inf, math.inf) for bias in sampling.logit_bias.values()),
+    wholes: tuple[tuple[str, int | None, int, int], ...] = (
+        ("top_k", sampling.top_k, 0, MOST_TOKENS),
+        ("seed", sampling.seed, -(2**63), 2**63 - 1),
+        ("max_tokens", sampling.max_tokens, 1, MOST_TOKENS),
+        ("penalty_tokens", sampling.penalty_tokens, 0, MOST_TOKENS),
     )
-    for name, value, least, most in limits:
-        if value is not None and not (least <= value <= most and math.isfinite(value)):
-            span = f"at least {least}" if most == math.inf else f"between {least} and {most}"
-            span = "a number" if least == -math.inf else span
-            raise ValueError(f"{name} is {value}, but must be {span}")
+    numbers: tuple[tuple[str, float | None, float, float], ...] = (
+        ("temperature", sampling.temperature, 0, MOST),
+        ("top_p", sampling.top_p, 0, 1),
+        ("min_p", sampling.min_p, 0, 1),
+        ("repeat_penalty", sampling.repeat_penalty, 1e-3, MOST),
+        ("frequency_penalty", sampling.frequency_penalty, -MOST, MOST),
+        ("presence_penalty", sampling.presence_penalty, -MOST, MOST),
+        *(("logit_bias", bias, -MOST, MOST) for bias in sampling.logit_bias.values()),
+    )
+    for limits, is_whole in ((wholes, True), (numbers, False)):
+        for name, value, least, most in limits:
+            if value is not None:
+                check_number(name, value, least, most, is_whole=is_whole)
     if sampling.grammar is not None and sampling.json_schema is not None:
         raise ValueError("an answer cannot follow a grammar and a JSON schema at once")
-    if not all(sampling.stop):
+    if sampling.grammar is not None:
+        check_grammar_text(sampling.grammar)
+    _check_stops(sampling.stop)
+
+
+def _check_stops(stops: Sequence[str]) -> None:
+    if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
+        raise ValueError("stop: it must be a list of texts")
+    if not all(stops):
         raise ValueError("stop: an empty text would end every answer at once")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"stop: there are {len(stops)} texts, but may be {MAX_STOPS}")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP_CHARS:
+        raise ValueError(f"stop: a text has {longest} characters, but may have {MAX_STOP_CHARS}")
 
 
 def check_tokens(sampling: Sampling, n_vocab: int) -> None:
@@ -100,7 +121,7 @@ def check_tokens(sampling: Sampling, n_vocab: int) -> None:
         ValueError: Names the token.
     """
     for token in sampling.logit_bias:
-        if not 0 <= token < n_vocab:
+        if type(token) is not int or not 0 <= token < n_vocab:
             raise ValueError(f"logit_bias: token {token} is not among {n_vocab}")
 
 
@@ -126,7 +147,8 @@ def resolve_sampling(sampling: Sampling, metadata: Mapping[str, str], index: int
         repeat_penalty=_first(wanted.repeat_penalty, 1.0),
         frequency_penalty=wanted.frequency_penalty,
         presence_penalty=wanted.presence_penalty,
-        penalty_tokens=int(_first(wanted.penalty_tokens, ALL_TOKENS)),
+        # llama.cpp makes room for all of them at once.
+        penalty_tokens=min(int(_first(wanted.penalty_tokens, ALL_TOKENS)), ALL_TOKENS),
         logit_bias=tuple(wanted.logit_bias.items()),
     )
 
@@ -146,7 +168,8 @@ def plan_chain(resolved: Resolved, n_vocab: int) -> tuple[Step, ...]:
     penalties = (
         resolved.repeat_penalty, resolved.frequency_penalty, resolved.presence_penalty
     )  # fmt: skip
-    if resolved.temperature == 0:
+    is_greedy = resolved.temperature < LEAST_TEMPERATURE
+    if is_greedy:
         ending: tuple[Step, ...] = (("greedy", ()),)
     else:
         ending = (("temperature", (resolved.temperature,)), ("draw", (resolved.seed,)))
@@ -158,7 +181,7 @@ def plan_chain(resolved: Resolved, n_vocab: int) -> tuple[Step, ...]:
         (resolved.min_p > 0, ("min_p", (resolved.min_p,))),
     )
     # What only takes away the unlikely means nothing where the likeliest is taken anyway.
-    kept = filters if resolved.temperature else filters[:2]
+    kept = filters[:2] if is_greedy else filters
     return (*(step for is_on, step in kept if is_on), *ending)
 
 

@@ -54,12 +54,12 @@ class Scheduler:
     ) -> None:
         self._model, self._slots, self._flush, self._save = model, slots, flush, save
         self.pace, self.margin = Pace(lookup), Margin()
-        self._inbox: queue.SimpleQueue[Generation | Job] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[Generation | Job]] = queue.SimpleQueue()
         self._waiting: deque[Generation | Job] = deque()
         self._active: list[Generation] = []
 
-    def submit(self, work: Generation | Job) -> None:
-        """Hand in work, from any thread: an answer to generate, or a job.
+    def submit(self, *work: Generation | Job) -> None:
+        """Hand in work, from any thread: answers to generate that come together, or a job.
 
         Answers begin in the order they came, as far as there is room; a job waits for all before
         it, and all after it wait for the job. A job tells of its errors by itself.
@@ -75,13 +75,13 @@ class Scheduler:
         """Step for ever; what is no error of ours is a crash."""
         while True:
             if not self.is_busy:
-                self._waiting.append(self._inbox.get())
+                self._waiting.extend(self._inbox.get())
             self.step()
 
     def step(self) -> None:
         """Let in who has come, and run one micro-batch."""
         while not self._inbox.empty():
-            self._waiting.append(self._inbox.get())
+            self._waiting.extend(self._inbox.get())
         self._end_cancelled()
         self._admit()
         if self._active:
@@ -147,7 +147,11 @@ class Scheduler:
         for one, part, drafts, row in fed:
             if one.note_part(part) and self._model.has_recurrent_state and one.session:
                 self._slots.keep(one.session)
-            reason = self._choose(one, drafts, row)
+            try:
+                reason = self._choose(one, drafts, row)
+            except ValueError as exc:
+                self._fail(one, exc)
+                continue
             if reason is not None:
                 self._end(one, reason)
 
@@ -212,10 +216,15 @@ class Scheduler:
 
     def _fail_all(self, error: NativeError) -> None:
         """After a failed decode nobody knows what the context holds."""
-        for one in self._active:
-            self._release(one)
-            one.fail(error)
-            one.free()
-            one.wishes.is_cancelled = True  # its request has failed: no other answer is wanted
-        self._active.clear()
+        for one in tuple(self._active):
+            self._fail(one, error)
         self._slots.forget()
+
+    def _fail(self, one: Generation, error: Exception) -> None:
+        assert one.session is not None
+        self._active.remove(one)
+        one.session.clear()  # there may be drafts behind what it holds
+        self._release(one)
+        one.fail(error)
+        one.free()
+        one.wishes.is_cancelled = True  # its request has failed: no other answer is wanted

@@ -189,8 +189,12 @@ class Channel:
         Raises:
             OSError: The other end is gone.
             TypeError: The header holds something that is not plain data.
+            ValueError: It is nested too deeply, or a number has too many digits.
         """
-        text = json.dumps(header, separators=(",", ":"), default=_make_plain).encode()
+        try:
+            text = json.dumps(header, separators=(",", ":"), default=_make_plain).encode()
+        except RecursionError as exc:
+            raise ValueError("a request is nested too deeply") from exc
         with self._lock:
             self._socket.sendall(_LENGTHS.pack(len(text), len(payload)) + text, _SEND_FLAGS)
             if payload:
@@ -285,7 +289,8 @@ def _flatten(value: Any) -> Any:
 
 def encode_error(error: Exception) -> Frame:
     """Make plain data of an error: a CascadeError with all its fields, or a ValueError."""
-    return {"type": type(error).__name__, "message": str(error), "fields": vars(error)}
+    known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS)
+    return {"type": known, "message": str(error), "fields": vars(error)}
 
 
 def decode_error(frame: Frame) -> Exception:
@@ -300,13 +305,21 @@ def decode_error(frame: Frame) -> Exception:
 
 
 def encode_chat_request(request: events.ChatRequest) -> Frame:
-    """Make plain data of a chat request."""
+    """Make plain data of a chat request.
+
+    Raises:
+        ValueError: Its JSON schema is nested too deeply.
+    """
     budget = request.thinking_budget
+    try:
+        sampling = asdict(request.sampling)
+    except RecursionError as exc:
+        raise ValueError("JSON schema: it is nested too deeply") from exc
     return {
         "messages": list(request.messages),
         "tools": list(request.tools),
         "thinking": request.thinking,
-        "sampling": asdict(request.sampling),
+        "sampling": sampling,
         "n": request.n,
         "logprobs": request.logprobs,
         "thinking_budget": None if budget is None else asdict(budget),

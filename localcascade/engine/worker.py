@@ -50,8 +50,8 @@ from localcascade.errors import CascadeError
 from localcascade.prompt.events import Done, Event
 
 STACK_BYTES = 512 << 20
-"""Of the computing thread; touched only as far as needed. llama.cpp splits text by recursion, and
-26,000 letters in a row fill the usual 8 MiB."""
+"""Of threads that compute and make prompts; touched only as far as needed. llama.cpp splits text
+by recursion: vocabulary.PIECE_CHARS in a row take 5 MiB with one family's rules."""
 PARENT_CHECK_S = 1.0
 """A fork of the client may hold the socket open after the client is gone, so look for it too."""
 
@@ -92,6 +92,7 @@ class Worker:
 
     def serve(self) -> None:
         """Answer for ever; the inbox ends the process. What is no error of ours is a crash."""
+        self._model.patience.watch()
         threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
         self._scheduler.serve()
 
@@ -129,8 +130,7 @@ class Worker:
         prompt = self._composer.compose(request, partial(self._tell_stage, frame))
         answers = self._make_answers(frame, prompt)
         answers[0].saved = self._load(request.session)
-        for answer in answers:
-            self._scheduler.submit(answer)
+        self._scheduler.submit(*answers)
 
     def _make_answers(self, frame: Frame, prompt: Prompt) -> list[Generation]:
         n_left = itertools.count(prompt.request.n - 1, -1)

@@ -17,7 +17,6 @@ It also lands when max_tokens or the context is about to end ("room"), so that a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,6 +32,9 @@ DEFAULT_RESERVE_TOKENS = 1024
 WINDOW_SHARE = 0.05
 WINDOW_TOKENS = 32
 WINDOW_S = 1.0
+
+MOST_TOKENS = 2**31 - 1
+MOST_S = 1e9
 
 _TIME_IS_UP = "Considering the limited time, I will give my answer now."
 CLOSINGS: Final[Mapping[LandingReason, str]] = MappingProxyType(
@@ -68,14 +70,49 @@ def check_budget(budget: ThinkingBudget) -> None:
     Raises:
         ValueError: Names the value and what it may be.
     """
-    if budget.tokens is not None and budget.tokens < 1:
-        problem = f"the thinking budget is {budget.tokens} tokens, but must be at least 1"
-        raise ValueError(f"{problem}; ask without thinking instead")
-    if budget.seconds is not None and not (0 < budget.seconds < math.inf):
-        raise ValueError(f"the thinking budget is {budget.seconds} seconds, but must be positive")
-    if budget.answer_reserve_tokens < 0:
-        problem = f"the reserve is {budget.answer_reserve_tokens} tokens"
-        raise ValueError(f"{problem}, but must be at least 0")
+    tokens, seconds, reserve = budget.tokens, budget.seconds, budget.answer_reserve_tokens
+    if tokens is not None and not _is_among(tokens, 1, MOST_TOKENS, is_whole=True):
+        problem = f"the thinking budget is {_show(tokens)} tokens, but must be at least 1"
+        raise ValueError(f"{problem}, at most {MOST_TOKENS}; ask without thinking instead of 0")
+    if seconds is not None and not (_is_among(seconds, 0, MOST_S) and seconds > 0):
+        problem = f"the thinking budget is {_show(seconds)} seconds"
+        raise ValueError(f"{problem}, but must be positive, at most {MOST_S:g}")
+    if not _is_among(reserve, 0, MOST_TOKENS, is_whole=True):
+        problem = f"the reserve is {_show(reserve)} tokens"
+        raise ValueError(f"{problem}, but must be at least 0, at most {MOST_TOKENS}")
+
+
+def check_number(
+    name: str, value: float, least: float, most: float, *, is_whole: bool = False
+) -> None:
+    """Refuse what is no number, or not between two others.
+
+    Args:
+        name: Of the value, for the message.
+        value: Anything: those who call from Python may err too.
+        least: What it may be.
+        most: What it may be.
+        is_whole: Whether it must be a whole number.
+
+    Raises:
+        ValueError: Names the value and what it may be.
+    """
+    if not _is_among(value, least, most, is_whole=is_whole):
+        kind = "a whole number" if is_whole else "a number"
+        span = f"{kind} between {_show(least)} and {_show(most)}"
+        raise ValueError(f"{name} is {_show(value)}, but must be {span}")
+
+
+def _is_among(value: object, least: float, most: float, *, is_whole: bool = False) -> bool:
+    kinds = (int,) if is_whole else (int, float)
+    return isinstance(value, kinds) and least <= value <= most
+
+
+def _show(value: object) -> str:
+    """Write a value in a message; a whole number may have more digits than Python writes."""
+    if isinstance(value, int) and abs(value) > 2**64:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value:g}" if isinstance(value, float) else f"{value!r:.40}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,14 @@ class Sampling:
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    """None draws one."""
+    """None draws one; answer i of a request draws with seed + i.
+
+    The same request draws the same answers again from the same file on the same machine's CPU where
+    the engine has one place, which is the default, whatever it has answered before. With more
+    places (n_parallel) the draws are the same but not the last bits of what is drawn from: they
+    depend on where in the context an answer lies and on who is computed beside it. So do those of a
+    GPU on how much of the prompt was known. An answer may then leave its twin after some tokens,
+    the sooner the higher the temperature."""
     max_tokens: int | None = None
     """Thinking and answer together; None means up to the context's end."""
     repeat_penalty: float | None = None

@@ -10,8 +10,11 @@ Source: JSON Schema 2020-12; llama.cpp's grammars/README.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from localcascade.prompt.grammar import MAX_REPEATS, check_grammar
 
 Schema = Mapping[str, Any]
 
@@ -55,11 +58,16 @@ def write_grammar(schema: Schema) -> str:
         ValueError: It asks for what a grammar cannot hold, or is no schema; names the place.
     """
     try:
-        return _Writer(schema).write()
+        grammar = _Writer(schema).write()
     except RecursionError as exc:
         raise ValueError("JSON schema: it is nested too deeply") from exc
-    except (AttributeError, TypeError) as exc:
+    except (AttributeError, TypeError) as exc:  # such as a list where an object should be
         raise ValueError(f"JSON schema: it is malformed: {exc}") from exc
+    try:
+        check_grammar(grammar)
+    except ValueError as exc:
+        raise ValueError(f"JSON schema, as a {exc}") from exc
+    return grammar
 
 
 class _Writer:
@@ -129,20 +137,25 @@ class _Writer:
         if kind == "array":
             return self._write_array(schema, place)
         if kind == "string":
-            return self._write_string(schema)
+            return self._write_string(schema, place)
         if kind not in ("object", "number", "integer", "boolean", "null", "value"):
             raise ValueError(f"JSON schema, {place}: {kind!r} is no type")
         return str(kind)
 
-    def _write_string(self, schema: Schema) -> str:
+    def _write_string(self, schema: Schema, place: str) -> str:
         if "minLength" not in schema and "maxLength" not in schema:
             return "string"
-        return rf'"\"" char{_count(schema.get("minLength", 0), schema.get("maxLength"))} "\""'
+        least, most = _read_limits(schema, "minLength", "maxLength", place)
+        return rf'"\"" char{_count(least, most)} "\""'
 
     def _write_array(self, schema: Schema, place: str) -> str:
         first = self._visit_all(schema.get("prefixItems", ()), f"{place}/prefixItems")
-        least = max(0, schema.get("minItems", len(first)) - len(first))
-        most = schema.get("maxItems", None if "items" in schema or not first else len(first))
+        n_named = None if "items" in schema or not first else len(first)
+        limits = {"maxItems": n_named} | dict(schema)
+        least, most = _read_limits(limits, "minItems", "maxItems", place)
+        if most is not None and most < len(first):
+            raise ValueError(f"JSON schema, {place}: maxItems is less than prefixItems has")
+        least = max(0, least - len(first))
         item = self._add(self._visit(schema.get("items", True), f"{place}/items"))
         rest = None if most is None else most - len(first)
         if first:
@@ -199,6 +212,18 @@ def _guess_type(schema: Schema) -> str:
     return about[0] if about else "value"
 
 
+def _read_limits(schema: Schema, least: str, most: str, place: str) -> tuple[int, int | None]:
+    """Read two counts of a schema, such as minLength and maxLength."""
+    low, high = schema.get(least, 0), schema.get(most)
+    for name, value in ((least, low), (most, high)):
+        if value is not None and not (type(value) is int and 0 <= value <= MAX_REPEATS):
+            problem = f"{name} is {value!r:.20}, but a grammar counts from 0 to {MAX_REPEATS}"
+            raise ValueError(f"JSON schema, {place}: {problem}")
+    if high is not None and high < low:
+        raise ValueError(f"JSON schema, {place}: {least} is {low}, which is more than {most}")
+    return low, high
+
+
 def _count(least: int, most: int | None) -> str:
     return f"{{{least},{'' if most is None else most}}}"
 
@@ -215,6 +240,8 @@ def _write_value(value: object) -> str:
 
 def _quote(value: object) -> str:
     """Write a JSON text, number or word as a literal of a grammar."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"JSON schema: {value} is no number in JSON")
     text = json.dumps(value, ensure_ascii=False)
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

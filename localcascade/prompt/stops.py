@@ -16,8 +16,7 @@ class StopFinder:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._whole = re.compile("|".join(map(re.escape, stops)))
-        self._starts = {stop[:length] for stop in stops for length in range(1, len(stop))}
-        self._longest = max(map(len, self._starts), default=0)
+        self._longest = max((len(stop) - 1 for stop in stops), default=0)
         self._held = ""
         self.is_met = False
         """Whether a stop text came; nothing passes any more."""
@@ -51,4 +50,7 @@ class StopFinder:
 
     def _count_held(self, text: str) -> int:
         lengths = range(min(self._longest, len(text)), 0, -1)
-        return next((n for n in lengths if text[-n:] in self._starts), 0)
+        return next((n for n in lengths if self._may_begin(text[-n:])), 0)
+
+    def _may_begin(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stops)

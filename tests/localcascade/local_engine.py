@@ -93,8 +93,7 @@ class LocalEngine:
             answer = Generation(self.model, prompt, heard.events.append, fail, heard.wishes, index)
             answer.leader = heard.answers[0] if index else None
             heard.answers.append(answer)
-        for answer in heard.answers:
-            self.scheduler.submit(answer)
+        self.scheduler.submit(*heard.answers)
         return heard
 
     def finish(self) -> None:

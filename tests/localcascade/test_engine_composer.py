@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from localcascade.engine import composer as composer_module
 from localcascade.engine.composer import Composer, list_droppable, thin_out
 from localcascade.engine.model import Model
 from localcascade.errors import ContextFull
@@ -93,6 +94,31 @@ def test_a_prompt_too_long_tells_what_each_message_takes(composer: Composer) -> 
     assert caught.value.droppable == [[1]]
     assert "leave out the oldest turn, about 1200 tokens" in caught.value.hint
     composer.compose(replace(ChatRequest(chat), messages=chat[:2]), lambda stage: None)
+
+
+def test_a_prompt_far_too_long_is_not_counted_to_its_end(composer: Composer) -> None:
+    chat = (SYSTEM, question("x" * 50_000), question("y" * 60))
+    with pytest.raises(ContextFull) as caught:
+        composer.compose(ChatRequest(chat), lambda stage: None)
+    assert caught.value.is_least
+    assert 2 * 2048 < caught.value.need_tokens < 100_000
+    assert "at least" in str(caught.value)
+    # By its first piece, and its length.
+    assert caught.value.message_tokens == [75, 1_000_000, 1200]
+    assert "leave out the oldest turn, about 1000000 tokens" in caught.value.hint
+    # Who asks for all tokens gets them, whatever was remembered of their beginning.
+    whole = composer.render(ChatRequest(chat), lambda stage: None, is_complete=False)
+    assert len(whole) > 1_000_000
+
+
+def test_of_very_many_messages_most_are_estimated(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tuple(question("x") for _ in range(8))
+    monkeypatch.setattr(composer_module, "MAX_COUNTED", 3)
+    assert composer_module.count_message_tokens(model.vocabulary, chat, 10**9) == (20,) * 8
+    few = (question("ab"), {"role": "user", "content": None}, question("the "))
+    assert composer_module.count_message_tokens(model.vocabulary, few, 10) == (40, 0, 80)
 
 
 def test_whole_turns_can_be_dropped_but_no_instructions_and_no_last_question() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localcascade.engine import chooser
 from localcascade.engine.composer import Prompt
 from localcascade.engine.wire import LoadOptions
 from localcascade.prompt.events import ChatRequest, Delta, Event, Sampling, TokenLogprob
@@ -187,6 +188,42 @@ def test_thinking_is_free_of_the_grammar(tmp_path: Path) -> None:
 def test_a_grammar_that_is_none_is_misuse(engine: LocalEngine) -> None:
     with pytest.raises(ValueError, match="GBNF"):
         ask(engine, ChatRequest((), sampling=replace(GREEDY, grammar="root ::= (")))
+
+
+@pytest.mark.parametrize(
+    "grammar", ['root ::= "a" "\\x00"', 'root ::= "a" <[99999]>', "root ::= [z-a]"]
+)
+def test_a_grammar_that_allows_nothing_fails_its_request_alone(
+    engine: LocalEngine, grammar: str
+) -> None:
+    prompt = Prompt(
+        ChatRequest((), sampling=replace(GREEDY, grammar=grammar)),
+        tuple(PROMPT),
+        False,
+        (),
+        grammar,
+    )
+    expected = engine.go_on(PROMPT, 20).tokens
+    beside = engine.start(
+        ChatRequest((), sampling=replace(GREEDY, max_tokens=20)),
+        Prompt(ChatRequest((), sampling=replace(GREEDY, max_tokens=20)), tuple(PROMPT), False),
+    )
+    failed = engine.start(prompt.request, prompt)
+    engine.finish()
+    assert isinstance(failed.error, ValueError)
+    assert "no token of this model can follow" in str(failed.error)
+    assert beside.tokens == expected == engine.go_on(PROMPT, 20).tokens
+
+
+def test_a_grammar_that_takes_too_long_fails_its_request(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chooser, "SLOW_S", -1.0)
+    sampling = replace(GREEDY, grammar="root ::= .*", max_tokens=5)
+    prompt = Prompt(ChatRequest((), sampling=sampling), tuple(PROMPT), False, (), "root ::= .*")
+    failed = engine.start(prompt.request, prompt)
+    engine.finish()
+    assert "read in too many ways" in str(failed.error)
 
 
 def test_a_schema_is_followed_whatever_the_model_would_say(engine: LocalEngine) -> None:

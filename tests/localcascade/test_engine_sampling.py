@@ -83,6 +83,15 @@ def test_chain_has_the_filters_then_temperature_then_the_draw() -> None:
         (Sampling(top_k=2**31), "top_k"),
         (Sampling(min_p=-1), "min_p"),
         (Sampling(max_tokens=0), "max_tokens"),
+        (Sampling(max_tokens=10**5000), "max_tokens"),
+        (Sampling(temperature=10**400), "temperature"),
+        (Sampling(temperature="1"), "temperature"),  # type: ignore[arg-type]
+        (Sampling(top_k=1.5), "top_k"),  # type: ignore[arg-type]
+        (Sampling(seed=float("nan")), "seed"),  # type: ignore[arg-type]
+        (Sampling(seed=2**63), "seed"),
+        (Sampling(repeat_penalty=1e39), "repeat_penalty"),
+        (Sampling(presence_penalty=-1e39), "presence_penalty"),
+        (Sampling(logit_bias={3: 1e308}), "logit_bias"),
     ],
 )
 def test_a_senseless_value_is_refused_by_name(sampling: Sampling, name: str) -> None:
@@ -100,7 +109,21 @@ def test_a_senseless_value_is_refused_by_name(sampling: Sampling, name: str) -> 
         (ChatRequest((), sampling=Sampling(presence_penalty=float("nan"))), "presence_penalty"),
         (ChatRequest((), sampling=Sampling(logit_bias={3: float("inf")})), "logit_bias is inf"),
         (ChatRequest((), sampling=Sampling(stop=("a", ""))), "stop: an empty text"),
+        (ChatRequest((), sampling=Sampling(stop="ab")), "stop: it must be a list"),  # type: ignore[arg-type]
+        (ChatRequest((), sampling=Sampling(stop=(1,))), "stop: it must be a list"),  # type: ignore[arg-type]
+        (ChatRequest((), sampling=Sampling(stop=("a" * 1001,))), "stop: a text has 1001"),
+        (ChatRequest((), sampling=Sampling(stop=("a",) * 65)), "stop: there are 65"),
         (ChatRequest((), sampling=Sampling(grammar="", json_schema={})), "at once"),
+        (ChatRequest((), sampling=Sampling(grammar='root ::= "a\0"')), "grammar: byte 11"),
+        (ChatRequest((), n=1.5), "n is 1.5"),  # type: ignore[arg-type]
+        (ChatRequest((), logprobs=True, tools=(5,)), "tools: number 0 is a int"),  # type: ignore[arg-type]
+        (ChatRequest((), thinking_budget=ThinkingBudget(tokens=10**400)), "1329 bits tokens"),
+        (ChatRequest((), thinking_budget=ThinkingBudget(seconds=10**400)), "1329 bits seconds"),
+        (ChatRequest((), thinking_budget=ThinkingBudget(seconds=0)), "budget is 0 seconds"),
+        (
+            ChatRequest((), thinking_budget=ThinkingBudget(answer_reserve_tokens=float("nan"))),  # type: ignore[arg-type]
+            "reserve is nan",
+        ),
     ],
 )
 def test_a_senseless_request_is_refused(request_: ChatRequest, problem: str) -> None:
@@ -117,6 +140,17 @@ def test_biases_and_penalties_come_before_all_and_with_greedy_too() -> None:
         ("penalties", (100, 2**16, 1.0, 0.5, 0.0)),
         ("greedy", ()),
     )
+
+
+def test_a_temperature_that_would_overflow_is_greedy() -> None:
+    assert plan_chain(resolve_sampling(Sampling(temperature=1e-45, top_p=1), {}), 100) == (
+        ("greedy", ()),
+    )
+
+
+def test_penalties_make_room_for_no_more_tokens_than_they_look_at() -> None:
+    asked = Sampling(presence_penalty=1, penalty_tokens=2**31 - 1)
+    assert resolve_sampling(asked, {}).penalty_tokens == 2**16
 
 
 def test_answers_to_one_request_have_seeds_of_their_own() -> None:

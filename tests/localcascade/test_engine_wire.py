@@ -105,7 +105,7 @@ def test_an_event_arrives_as_it_was(event: Event) -> None:
     [
         errors.ModelFileError(Path("a.gguf"), "is odd", tensor="t", hint="Look."),
         errors.TemplateError("line 3", "Look."),
-        errors.ContextFull(900, 512, [3, 97, 800], [[1]]),
+        errors.ContextFull(900, 512, [3, 97, 800], [[1]], is_least=True),
         errors.NativeError("llama_decode", -3),
         ValueError("temperature is 9"),
     ],
@@ -118,6 +118,27 @@ def test_an_error_arrives_with_its_fields_and_its_message_said_once(error: Excep
     assert str(arrived) == str(error)
     fields = {key: str(value) for key, value in vars(error).items()}
     assert {key: str(value) for key, value in vars(arrived).items()} == fields
+
+
+def test_a_kind_of_error_that_the_client_does_not_know_arrives_as_the_nearest() -> None:
+    try:
+        "\ud800".encode()
+    except UnicodeEncodeError as error:
+        arrived = decode_error(encode_error(error))
+        assert type(arrived) is ValueError and str(arrived) == str(error)
+
+
+def test_what_is_nested_too_deeply_is_misuse(ends: tuple[Channel, Channel]) -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        ends[0].send({"a": deep})
+    schema: dict[str, object] = {}
+    for _ in range(5000):
+        schema = {"items": schema}
+    with pytest.raises(ValueError, match="JSON schema: it is nested too deeply"):
+        encode_chat_request(ChatRequest((), sampling=Sampling(json_schema=schema)))
 
 
 def test_a_payload_follows_its_header(ends: tuple[Channel, Channel]) -> None:

@@ -121,6 +121,15 @@ def test_what_fits_passes_and_nothing_else(
         ({"type": "thing"}, "'thing' is no type"),
         ({"items": False}, "#/items: nothing fits"),
         ({"anyOf": []}, "a choice of nothing"),
+        ({"items": {"minLength": 5, "maxLength": 3}}, "#/items: minLength is 5, which is more"),
+        ({"minLength": -1}, "minLength is -1, but a grammar counts from 0 to 2000"),
+        ({"maxLength": 5000}, "maxLength is 5000, but"),
+        ({"maxLength": "1} root {2"}, "maxLength is '1} root {2', but"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems is 3, which is more"),
+        ({"maxItems": True}, "maxItems is True, but"),
+        ({"prefixItems": [{}, {}], "maxItems": 1}, "maxItems is less than prefixItems"),
+        ({"const": float("nan")}, "nan is no number in JSON"),
+        ({"enum": ["\ud800"]}, "as a grammar: byte [0-9]+ is half a character"),
     ],
 )
 def test_what_a_grammar_cannot_hold_is_refused(schema: dict[str, Any], problem: str) -> None:

@@ -71,6 +71,7 @@ from localcascade.engine._llama.vocab import (
     get_n_vocab,
     is_eog,
     read_piece,
+    splits_words,
     tokenize,
 )
 
@@ -126,6 +127,7 @@ __all__ = [
     "remove_tail",
     "sample",
     "set_log",
+    "splits_words",
     "start_backend",
     "synchronize",
     "tokenize",

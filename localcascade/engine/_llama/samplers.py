@@ -109,12 +109,23 @@ def choose(sampler: SamplerHandle, grammar: SamplerHandle, logits: npt.NDArray[n
 
     Returns:
         The token's id.
+
+    Raises:
+        ValueError: The grammar allows none here. llama.cpp would choose one all the same, and
+            abort the process when the grammar is told.
     """
     token = _select(sampler, _make_candidates(logits))
     if not allows(grammar, token):
         candidates = _make_candidates(logits)
         _apply(grammar, candidates)
+        is_allowed = ~np.isneginf(candidates["logit"])  # by id: the chain changes the order
+        if not is_allowed.any():
+            raise ValueError(
+                "grammar: no token of this model can follow what the answer has so far"
+            )
         token = _select(sampler, candidates)
+        if not is_allowed[token]:  # rounding, or values that are no numbers
+            token = int(np.where(is_allowed, logits, -np.inf).argmax())
     accept(sampler, token)
     accept(grammar, token)
     return token

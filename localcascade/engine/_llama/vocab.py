@@ -35,6 +35,11 @@ def is_eog(vocab: VocabHandle, token: int) -> bool:
     return bool(lib.llama_vocab_is_eog(vocab, token))
 
 
+def splits_words(vocab: VocabHandle) -> bool:
+    """Tell whether text is split into words by regular expressions before tokens are made."""
+    return bool(lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_BPE)
+
+
 def find_special_tokens(vocab: VocabHandle) -> tuple[list[int], list[int]]:
     """Find the tokens that are more than text.
 
