@@ -51,7 +51,7 @@ from quantize.trial import make_costs, try_types
 SCARCE = "scarce.imatrix.gguf"
 """Importance collected on SCARCE_CHATS, in the bench's folder."""
 N_CTX = 512
-N_WINDOWS = 64
+N_WINDOWS = 128
 CALIBRATION_SEED, VALIDATION_SEED, EVALUATION_SEED = 1, 3, 7
 N_CHATS, HELD_OUT_CHATS, SCARCE_CHATS = 150, 600, 4
 N_PROBED = 4096

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +50,11 @@ class Serving:
         told = json.loads(line)
         self.url, self.model = told["url"], told["model"]
 
-    def interrupt(self) -> tuple[int, float, str]:
-        """Press Ctrl-C; the exit code, the seconds it took, and all of stderr."""
-        began_s = time.monotonic()
+    def interrupt(self) -> tuple[int, str]:
+        """Press Ctrl-C; the exit code and all of stderr."""
         self.process.send_signal(signal.SIGINT)
         _, err = self.process.communicate(timeout=30)
-        return self.process.returncode, time.monotonic() - began_s, err
+        return self.process.returncode, err
 
 
 @contextmanager
@@ -96,15 +94,15 @@ def test_the_whole_chain(
                 model="tiny", messages=[message], temperature=0, stream=True
             )
             assert "".join(c.choices[0].delta.content or "" for c in stream) == SUM
-            code, _, err = far.interrupt()
+            code, err = far.interrupt()
             assert code == 130 and "tiny is at http://127.0.0.1:" in err
         (worker,) = find_workers(near.process.pid)
-        code, took_s, err = near.interrupt()
-        assert code == 130 and took_s < 5 and not worker.is_running()
+        code, err = near.interrupt()
+        assert code == 130 and not worker.is_running()
     lines = err.splitlines()
     assert "(512 tokens of context, shared by 4 requests at once)" in lines[0]
     assert lines[-1].startswith("POST /v1/chat/completions 200 ")
-    assert "347" not in err and KEY not in err and "Traceback" not in err
+    assert not any(words in err for words in (QUESTION, SUM, KEY, "Traceback"))
 
 
 def test_ctrl_c_does_not_wait_for_an_answer(home: Path) -> None:
@@ -117,9 +115,9 @@ def test_ctrl_c_does_not_wait_for_an_answer(home: Path) -> None:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ")
             serving.process.send_signal(signal.SIGINT)
-            began_s, last = time.monotonic(), [line for line in lines if line][-1]
+            last = [line for line in lines if line][-1]
         _, err = serving.process.communicate(timeout=30)
-        assert serving.process.returncode == 130 and time.monotonic() - began_s < 5
+        assert serving.process.returncode == 130
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
     assert "Traceback" not in err and "error" not in err
 
@@ -171,12 +169,12 @@ def test_offline_it_serves_this_machine_only(home: Path, capsys: Any) -> None:
 def test_an_open_door_is_warned_of(home: Path, tiny: Path) -> None:
     with start(str(tiny), "--ctx", "256", "--host", "0.0.0.0") as serving:
         assert serving.url.startswith("http://localhost:")
-        _, _, err = serving.interrupt()
+        _, err = serving.interrupt()
     assert "note: there is no key" in err
     with start(str(tiny), "--ctx", "256", "--host", "0.0.0.0", LOCALCASCADE_API_KEY=KEY) as serving:
         answer = httpx2.get(f"{serving.url}/models", trust_env=False)
         assert answer.status_code == 401
-        _, _, err = serving.interrupt()
+        _, err = serving.interrupt()
     assert "note:" not in err and "Authorization: Bearer KEY" in err and KEY not in err
 
 

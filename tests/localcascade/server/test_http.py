@@ -341,11 +341,9 @@ def test_stopping_ends_what_is_under_way(engine: ScriptedEngine) -> None:
     with serve(engine) as served:
         stream = served.connect().chat.completions.create(model="tiny", messages=HELLO, stream=True)
         next(iter(stream))
-        began_s = time.monotonic()
         served.server.should_exit = True
         with pytest.raises(openai.APIError, match="stopping"):
             list(stream)
-        assert time.monotonic() - began_s < 3
     assert (engine.n_running, engine.n_cancelled) == (0, 1)
 
 
