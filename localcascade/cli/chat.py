@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,16 +78,15 @@ def chat(
         else:
             first = openings.begin(model) if model or openings.has_model else None
         with _show_frame(first, openings.theme):
-            from localcascade.cli.shelf import LocalShelf
-            from localcascade.tui.app import ChatApp
+            with _spare_imports():
+                from localcascade.cli.shelf import LocalShelf
+                from localcascade.tui.app import ChatApp
 
             shelf = None if source.remote else LocalShelf()
             preferences = openings.preferences
             if tutor or topic is not None:
                 preferences = call_tutor(preferences)
-            app = ChatApp(openings, first, preferences, shelf, topic, openings.archive)
-            gc.freeze()  # to look through all that is imported would hold the keys
-            app.run()
+            ChatApp(openings, first, preferences, shelf, topic, openings.archive).run()
 
 
 def _show_frame(first: Opening | None, theme: str) -> AbstractContextManager[None]:
@@ -96,6 +96,18 @@ def _show_frame(first: Opening | None, theme: str) -> AbstractContextManager[Non
     if first is None:
         return nullcontext()
     return show_curtain(" — ".join(filter(None, (first.model, first.title))), theme)
+
+
+@contextmanager
+def _spare_imports() -> Iterator[None]:
+    """Let the garbage collector look through nothing that is imported, now or later: it would hold
+    the start, and then the keys, again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def choose_topic(text: str) -> str:

@@ -5,6 +5,7 @@ All screens but the first are imported when they are shown, so that the first is
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from localcascade.chat.archive import Archive
     from localcascade.tui.screens.first_run import FirstChoice
     from localcascade.tui.screens.sessions import SessionChoice
+
+
+NEVER = 1_000_000
+"""Collections of young garbage before one of all; see ChatScreen, which asks for that."""
 
 
 def _load_provider() -> type[Provider]:
@@ -83,6 +88,8 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         """Show the first conversation, or what there is to begin with."""
+        # To look through all that there is takes 40 ms, in which no key is heard: after answers.
+        gc.set_threshold(*gc.get_threshold()[:2], NEVER)
         if self._preferences.keys:
             for problem in apply_keys(self, self._preferences.keys, _collect_ids()):
                 self._tell(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,7 @@ class ChatScreen(ReadingScreen):
         if turn.is_over:
             self._ended = turn
             self._end_turn(turn, was_summary=message is None)
+            self.call_after_refresh(gc.collect)
 
     def _end_turn(self, turn: Turn, *, was_summary: bool) -> None:
         self._check_answers()
