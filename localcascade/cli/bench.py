@@ -14,9 +14,9 @@ import typer
 
 from localcascade.cli import console
 from localcascade.cli.loading import Placement, spread_options
-from localcascade.cli.options import AsJson
+from localcascade.cli.options import AsJson, ModelName
 from localcascade.cli.units import format_bytes
-from localcascade.store import complete_model_name, find_model
+from localcascade.store import find_model
 
 if TYPE_CHECKING:
     from localcascade.engine.wire import Measurement, SpeedTest
@@ -46,14 +46,7 @@ class Row:
 
 @spread_options
 def bench(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A name of the catalog, an installed name, or a GGUF file.",
-            autocompletion=complete_model_name,
-        ),
-    ],
+    model: ModelName,
     n_prompt: Annotated[
         str, typer.Option("--n-prompt", "-p", metavar="N,…", help="Tokens to read; 0 for none.")
     ] = "512",

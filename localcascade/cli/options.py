@@ -6,8 +6,16 @@ from typing import Annotated
 
 import typer
 
-from localcascade.store import Kind, complete_installed_name
+from localcascade.store import Kind, complete_installed_name, complete_model_name
 
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A name of the catalog, an installed name, or a GGUF file.",
+        autocompletion=complete_model_name,
+    ),
+]
 InstalledName = Annotated[
     str,
     typer.Argument(

@@ -14,10 +14,10 @@ from localcascade.cli import console
 from localcascade.cli.checking import check_outcome, print_findings
 from localcascade.cli.loading import Source, spread_options
 from localcascade.cli.logbook import Logbook, identify_model
-from localcascade.cli.options import AsJson
+from localcascade.cli.options import AsJson, ModelName
 from localcascade.cli.remote import identify_remote_model, open_remote_engine
 from localcascade.cli.stream import ChatEngine, Outcome, Screen, open_engine, play_turn
-from localcascade.store import complete_model_name, find_model, mark_used
+from localcascade.store import find_model, mark_used
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +29,7 @@ _EXAMPLE = 'For example: localcascade run tiny "What is 12 + 30?"'
 
 @spread_options
 def run(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A name of the catalog, an installed name, or a GGUF file.",
-            autocompletion=complete_model_name,
-        ),
-    ],
+    model: ModelName,
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="The question; without it, stdin is."),

@@ -15,10 +15,10 @@ import typer
 from localcascade.cli import console
 from localcascade.cli.loading import Source, spread_options
 from localcascade.cli.logbook import identify_model
-from localcascade.cli.options import AsJson
+from localcascade.cli.options import AsJson, ModelName
 from localcascade.cli.remote import open_remote_engine
 from localcascade.cli.stream import Screen, open_engine
-from localcascade.store import complete_model_name, find_model, mark_used
+from localcascade.store import find_model, mark_used
 
 if TYPE_CHECKING:
     from localcascade.server.app import Offer
@@ -32,14 +32,7 @@ _QUESTION = '{"messages": [{"role": "user", "content": "What is 12 + 30?"}]}'
 
 @spread_options
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A name of the catalog, an installed name, or a GGUF file.",
-            autocompletion=complete_model_name,
-        ),
-    ],
+    model: ModelName,
     host: Annotated[
         str, typer.Option(metavar="HOST", help="Where to listen; 0.0.0.0 is the whole network.")
     ] = "127.0.0.1",
