@@ -81,8 +81,9 @@ class Model:
         self.context = _create_context(
             self._model, chosen, self.collector.tap if self.collector else None, log
         )
-        self.n_batch, self.batch = chosen.n_batch, _llama.Batch(chosen.n_batch)
-        self.n_outputs = chosen.n_outputs or chosen.n_batch
+        self.n_batch = _llama.get_n_batch(self.context)
+        self.batch = _llama.Batch(self.n_batch)
+        self.n_outputs = min(chosen.n_outputs or self.n_batch, self.n_batch)
         self.checkpoint_bytes = choose_checkpoint_bytes(options, planned)
         self.patience = Patience("the grammar of an answer")
         self.metadata = _llama.read_metadata(self._model)
@@ -116,11 +117,13 @@ def choose_context(
         All of it.
     """
     fitting = planned.options.n_ctx if planned else min(n_ctx_train, DEFAULT_N_CTX)
+    n_sequences = count_sequences(options)
     return _llama.ContextOptions(
-        n_ctx=options.n_ctx or fitting,
+        # A micro-batch is no longer than that, and has a token of each sequence.
+        n_ctx=max(options.n_ctx or fitting, n_sequences),
         n_batch=count_batch(options),
         n_threads=options.n_threads or count_usable_cores(),
-        n_sequences=count_sequences(options),
+        n_sequences=n_sequences,
         cache_type=options.cache_type,
         flash_attention=options.flash_attention,
         n_outputs=count_outputs(options),

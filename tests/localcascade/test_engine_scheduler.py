@@ -99,6 +99,19 @@ def test_two_that_read_get_equal_parts(engine: LocalEngine) -> None:
         assert done[0] == done[1] > 0
 
 
+@pytest.mark.parametrize("n_ctx", [1, 60, 300])
+def test_a_context_shorter_than_a_micro_batch_is_filled(path: Path, n_ctx: int) -> None:
+    """llama.cpp rounds such a context up to 256 or 512, but not the longest batch."""
+    engine = LocalEngine(load(path, replace(EXACT, n_ctx=n_ctx)))
+    prompts = [make_prompt(seed, 30, 5) for seed in range(5)]
+    heard = [start(engine, prompt) for prompt in prompts]
+    long = start(engine, make_prompt(9, engine.model.info.n_ctx - 10, 5))
+    engine.finish()
+    assert [count_tokens(one) for one in (*heard, long)] == [5] * 6
+    tokens = make_prompt(9, engine.model.info.n_ctx, 1).tokens
+    assert engine.slots.take_all().read_logits(tokens).shape[0] == len(tokens)
+
+
 def test_cancelling_frees_the_place_for_who_waits(engine: LocalEngine) -> None:
     running = [start(engine, make_prompt(seed, 10, None)) for seed in range(3)]
     waiting = start(engine, make_prompt(9, 10, 2))

@@ -88,6 +88,11 @@ def get_n_ctx(context: ContextHandle) -> int:
     return int(lib.llama_n_ctx(context))
 
 
+def get_n_batch(context: ContextHandle) -> int:
+    """Get the most tokens of one decode call: no more than the context was asked to hold."""
+    return int(lib.llama_n_batch(context))
+
+
 # ---- memory ----------------------------------------------------------------------------------
 
 
