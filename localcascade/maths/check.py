@@ -8,36 +8,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from localcascade.maths.algebra import Algebra
+from localcascade.maths.equalities import Equality, find_equalities
 from localcascade.maths.expressions import Tree, find_symbols, parse_lexemes, substitute
 from localcascade.maths.lexemes import Lexeme, Unreadable, read_lexemes
-from localcascade.maths.segments import find
 
 Verdict = Literal["right", "wrong", "not checked"]
 
 MAX_STEPS = 200
 CHECK_LIMIT_S = 20.0
 
-_ALIGNED = r"(?:align|aligned|equation|gather|gathered|split|multline)\*?"
-_TOKEN = re.compile(
-    rf"\\(?:begin|end)\s*\{{{_ALIGNED}\}}|\\(?:text|mbox|tag)\s*\{{[^{{}}]*\}}|\\\\(?:\[[^\]]*\])?"
-    r"|\\[A-Za-z]+|\\.|.",
-    re.DOTALL,
-)
-_BREAKS = frozenset(
-    [r"\implies", r"\Rightarrow", r"\iff", r"\Leftrightarrow", r"\quad", r"\qquad", r"\to", ";",
-     r"\le", r"\leq", r"\ge", r"\geq", r"\ne", r"\neq", r"\equiv", r"\in", "<", ">", "≤", "≥", "≠",
-     r"\Longrightarrow", r"\rightarrow", r"\sim", r"\propto", r"\mid", r"\,,", "⇒", "→"]
-)  # fmt: skip
-_NEAR = frozenset([r"\approx", r"\simeq", "≈"])
-_PLAIN = re.compile(
-    r"(?<![\w.])[\d(][\d.,()+*/^×·÷−\s-]*(?:[=≈][\d.,()+*/^×·÷−\s-]*\d\)?)+(?![\w^])"
-)
 _UNTRUE = re.compile(r"contradict|impossible|no solution|absurd|is false|not true", re.IGNORECASE)
 _ASKED = re.compile(
     r"\s*(?:what is|compute|calculate|evaluate|work out|find|determine)?\s*(?:the value of)?\s*"
@@ -58,14 +43,6 @@ class Step:
     verdict: Verdict
     is_near: bool = False
     """Whether it says "about equal"."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Link:
-    left: str
-    right: str
-    stop: int
-    is_near: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +69,11 @@ def check_steps(
     """
     end_s = time.monotonic() + limit_s
 
-    links = list(_find_links(text))[:MAX_STEPS]
-    pinned = _find_pinned([*links, *_find_links(problem)])
+    links = list(find_equalities(text))[:MAX_STEPS]
+    pinned = _find_pinned([*links, *find_equalities(problem)])
     hedges = bool(_UNTRUE.search(text))
 
-    def mark(link: _Link) -> Step:
+    def mark(link: Equality) -> Step:
         in_time = time.monotonic() < end_s
         verdict = _judge(link, algebra, pinned, hedges) if in_time else "not checked"
         return Step(link.left, link.right, link.stop, verdict, link.is_near)
@@ -118,8 +95,8 @@ def check_answer(problem: str, answer: str, algebra: Algebra) -> Verdict:
     """
     if match := _ASKED.fullmatch(problem):
         formula = re.sub(r"^(?:\$|\\\()|(?:\$|\\\))$", "", match["formula"].strip()).strip(" =.")
-        return _judge(_Link(formula, answer, 0, False), algebra, frozenset(), hedges=False)
-    links = list(_find_links(problem))
+        return _judge(Equality(formula, answer, 0, False), algebra, frozenset(), hedges=False)
+    links = list(find_equalities(problem))
     sides = [_read_side(side) for link in links for side in (link.left, link.right)]
     if len(links) != 1 or sides[0] is None or sides[1] is None:
         return "not checked"
@@ -151,15 +128,32 @@ def _try_solutions(left: Tree, right: Tree, name: str, answer: str, algebra: Alg
     return "right" if all(found) else "wrong"
 
 
-def _judge(link: _Link, algebra: Algebra, pinned: frozenset[str], hedges: bool) -> Verdict:
+def _judge(link: Equality, algebra: Algebra, pinned: frozenset[str], hedges: bool) -> Verdict:
     left, right = _read_side(link.left), _read_side(link.right)
     if left is None or right is None:
         return "not checked"
     is_same = algebra.compare(left.tree, right.tree, _choose_tolerance(left, right, link.is_near))
     if is_same:
         return "right"
-    is_claim = left.symbols == right.symbols and not left.symbols & pinned
-    return "wrong" if is_same is False and is_claim and not hedges else "not checked"
+    if is_same is None or hedges or not _is_claim(left, right, pinned):
+        return "not checked"
+    return "not checked" if _holds_below_zero(left, right, algebra) else "wrong"
+
+
+def _is_claim(left: _Side, right: _Side, pinned: frozenset[str]) -> bool:
+    """Whether two sides are meant to be equal for all numbers; i may be the imaginary unit."""
+    return left.symbols == right.symbols and not left.symbols & (pinned | {"i"})
+
+
+def _holds_below_zero(left: _Side, right: _Side, algebra: Algebra) -> bool:
+    """Whether two sides are equal for negative numbers at least, as |x| and -x are."""
+    if not left.symbols:
+        return False
+    one, other = left.tree, right.tree
+    for name in left.symbols:
+        minus: Tree = ("multiply", ("number", -1, 1), ("symbol", name))
+        one, other = substitute(one, name, minus), substitute(other, name, minus)
+    return algebra.compare(one, other) is not False
 
 
 def _read_side(latex: str) -> _Side | None:
@@ -184,7 +178,7 @@ def _choose_tolerance(left: _Side, right: _Side, is_near: bool) -> Fraction:
     return Fraction(1, 10 ** max(places)) if is_near or max(places) > 1 else Fraction(0)
 
 
-def _find_pinned(links: Sequence[_Link]) -> frozenset[str]:
+def _find_pinned(links: Sequence[Equality]) -> frozenset[str]:
     """The letters of which something particular is said: x = 2, or 2x + 3 = 7."""
     pinned: frozenset[str] = frozenset()
     for link in links:
@@ -196,44 +190,3 @@ def _find_pinned(links: Sequence[_Link]) -> frozenset[str]:
         if is_lone or known[0].symbols != known[1].symbols:
             pinned = pinned.union(*(side.symbols for side in known))
     return pinned
-
-
-def _find_links(text: str) -> Iterator[_Link]:
-    """Every equality, in formulas and in plain arithmetic between them."""
-    at = 0
-    for segment in find(text):
-        if segment.is_maths:
-            start = at + max(segment.source.find(segment.latex), 0)
-            yield from _split_chains(segment.latex, start)
-        else:
-            for match in _PLAIN.finditer(segment.source):
-                yield from _split_chains(match[0], at + match.start())
-        at += len(segment.source)
-
-
-def _split_chains(latex: str, start: int) -> Iterator[_Link]:
-    """Cut a formula at its relations; a row that begins with one goes on with the row above."""
-    left, begin, sign, depth = "", 0, "", 0
-    for at, stop, token in [*_scan(latex), (len(latex), len(latex), "")]:
-        depth += (token in ("{", "(", "[", r"\{")) - (token in ("}", ")", "]", r"\}"))
-        is_row = token.startswith("\\\\") or token.startswith((r"\begin", r"\end"))
-        is_relation = token == "=" or token in _NEAR
-        is_break = token in _BREAKS or token.startswith((r"\text", r"\mbox", r"\tag"))
-        is_comma = token == "," and not re.match(r",\d{3}(?!\d)", latex[at:])
-        if token and (depth > 0 or not (is_row or is_relation or is_break or is_comma)):
-            continue
-        side = latex[begin:at].replace("&", " ").strip().rstrip(".")
-        if side and sign and left:
-            yield _Link(left, side, start + at, sign in _NEAR)
-        left, begin = side or left, stop
-        if is_relation:
-            sign = token
-        elif is_row:
-            sign = ""
-        else:
-            left, sign = "", ""
-
-
-def _scan(latex: str) -> Iterator[tuple[int, int, str]]:
-    for match in _TOKEN.finditer(latex):
-        yield match.start(), match.end(), match[0]

@@ -17,7 +17,10 @@ from localcascade.maths.lexemes import CALLS, Lexeme, Unreadable, read_lexemes
 Tree = tuple[Any, ...]
 
 MAX_EXACT_BITS = 4096
+LEAST_DEGREES = 10
+"""A whole number from which on the argument of a sine may be meant in degrees."""
 _FUNCTION_LETTERS: Final = frozenset("fghFGHPQ")
+_OF_ANGLES: Final = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 _BIG: Final = {"sum": "sum", "prod": "product"}
 _BLOCK_SIGNS: Final = frozenset("+-,;|)}≤≥<>=≠≈→")
 
@@ -104,13 +107,18 @@ class _Parser:
 
     def __init__(self, lexemes: Sequence[Lexeme]) -> None:
         self.rest = list(lexemes)
+        self.ends_in_percent = False
 
     def read_sum(self) -> Tree:
         """Terms with + and - between them."""
         terms = [self._read_product()]
+        shares = [self.ends_in_percent]
         while sign := self._take("+-"):
             term = self._read_product()
             terms.append(("multiply", _MINUS_ONE, term) if sign == "-" else term)
+            shares.append(self.ends_in_percent)
+        if any(shares) and not all(map(_fits_percent, terms, shares)):
+            raise Unreadable("of what a percentage is taken")
         return ("add", *terms) if len(terms) > 1 else terms[0]
 
     def _read_product(self) -> Tree:
@@ -146,7 +154,9 @@ class _Parser:
     def _read_behind(self, tree: Tree) -> Tree:
         """What may follow a factor: exponents, factorials, per cent."""
         is_raised = False
+        self.ends_in_percent = False
         while sign := self._take("^!%"):
+            self.ends_in_percent = sign == "%"
             if sign == "^" and tree[0] == "power" and is_raised:
                 raise Unreadable("two exponents side by side")
             if sign == "^":
@@ -267,6 +277,8 @@ class _Parser:
         if exponent is not None and evaluate_exactly(exponent) in (None, Fraction(-1)):
             raise Unreadable("whether this is a power or an inverse")
         argument = self._read_argument()
+        if name in _OF_ANGLES and _may_be_degrees(argument):
+            raise Unreadable("whether these are degrees")
         tree: Tree = ("call", name, argument)
         if name in ("ln", "log"):
             tree = ("call", "log", argument, base)
@@ -335,6 +347,16 @@ class _Parser:
         if self.rest and self.rest[0].kind == "sign" and self.rest[0].text in signs:
             return self.rest.pop(0).text
         return ""
+
+
+def _fits_percent(term: Tree, is_share: bool) -> bool:
+    """Whether a term may stand beside percentages: 80 - 20 % may be 64 or 79.8; 1 - 20 % is 0.8."""
+    return is_share or term == _number(Fraction(1))
+
+
+def _may_be_degrees(argument: Tree) -> bool:
+    value = evaluate_exactly(argument)
+    return value is not None and value.denominator == 1 and abs(value) >= LEAST_DEGREES
 
 
 def _is_differential(words: Sequence[Lexeme]) -> bool:

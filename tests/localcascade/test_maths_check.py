@@ -42,6 +42,12 @@ RIGHT = [
     r"$\frac{2}{3} \approx 0.67$",
     r"$1\frac{1}{2} = 1.5$",
     r"$10\,000 = 10^4$",
+    "-3 + 5 = 2",
+    "- -3 + 5 = 2",
+    "**x = −3 + 5 = 2**",
+    r"$\text{area} = 4 \cdot 3 = 12\text{ cm}^2$",
+    r"$\text{so } 2 + 3 = 5\text{ apples}$",
+    r"$1 - 5\% = 0.95$",
 ]
 WRONG = [
     "457 + 385 = 843",
@@ -52,6 +58,8 @@ WRONG = [
     r"$\int x\,dx = x^2 + x$",
     r"$\cos 0 = 0$",
     r"$\frac23 \approx 0.76$",
+    "Then 3 = 4",
+    r"$\sqrt{x^2 + 1} = x + 1$",
 ]
 UNKNOWN = [
     r"$2x + 3 = 7$",
@@ -63,6 +71,19 @@ UNKNOWN = [
     r"$\begin{pmatrix}1\\2\end{pmatrix} = 3$",
     r"$\sin^{-1} x = x$",
     r"$\text{area} = 12$",
+    "x + 3 = 7 and 3 * x + 4 = 10",
+    "50% of 80 = 40, and 1/4 = 25%",
+    "√16 = 4, sin 30 = 0.5, log 100 = 2, at 12:30 = 12.5",
+    "The GCD of 12 and 18 = 6; the primes below 10 = 4",
+    "22 / 7 = 3 R 1 and 22 / 7 = 3 remainder 1, 7 % 2 = 1",
+    "17 = 2 (mod 5), 3 * 4 = 24 / x",
+    r"$30\%$ of $50 = 15$, $22 / 7 = 3$ remainder $1$",
+    r"$15 = 30\% \text{ of } 50$, $12 \div 5 = 2 \text{ remainder } 2$",
+    r"$5\text{ boxes} + 4 = 9$",
+    r"$80 - 20\% = 64$",
+    r"$(1 + i)^2 = 2i$",
+    r"$\cos 60 = 0.5$",
+    r"$\sqrt{x^2} = -x$ where $x < 0$",
 ]
 
 
@@ -91,6 +112,12 @@ def test_a_chain_over_several_rows_is_marked_link_by_link(algebra: Algebra) -> N
     steps = check_steps(text, algebra)
     assert [step.verdict for step in steps] == ["right", "wrong", "right"]
     assert [text[: step.stop].rstrip()[-1] for step in steps] == ["}", "7", "1"]
+
+
+def test_a_chain_of_plain_arithmetic_is_marked_link_by_link(algebra: Algebra) -> None:
+    assert mark(algebra, "2 + 2 = 2 * 2 = 5 and 3*4 = 12, 12 - 5 = 7.") == [
+        "right", "wrong", "right", "right",
+    ]  # fmt: skip
 
 
 def test_an_equation_of_the_problem_is_no_claim(algebra: Algebra) -> None:
