@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantize.codes import PLANES, Levels, write_codes
+from quantize.codes import PLANES, U32Array, write_codes
 from quantize.encoders import encode_rows
 from quantize.ggml import F32Array, U8Array, decode_rows
 from quantize.gguf import BlockType
+from quantize.levels import list_choices
 
 F64Array = npt.NDArray[np.float64]
 
@@ -155,18 +156,37 @@ def _refine(weights: F32Array, block_type: BlockType, blocks: U8Array, factor: F
 
 def _choose_codes(
     weights: F32Array, block_type: BlockType, blocks: U8Array, factor: F32Array
-) -> U8Array:
-    levels, wanted, shares = Levels(blocks, block_type), weights.T, factor / factor.diagonal()
+) -> U32Array:
+    choices, wanted = list_choices(blocks, block_type), weights.T
+    span = choices.span
+    own_factors = _cut_diagonal(factor, span)
+    importance, shares = np.square(own_factors).sum(axis=2), _share(factor, own_factors)
     pull, errors = np.zeros((2, *wanted.shape), np.float32)
-    codes = np.empty(wanted.shape, np.uint8)
+    codes = np.empty((len(wanted) // span, wanted.shape[1]), np.uint32)
     for first in range(0, len(wanted), STRIDE):
-        last = first + STRIDE
-        for j in range(first, min(last, len(wanted))):
-            codes[j], decoded = levels.choose(j, wanted[j] + pull[j])
-            np.subtract(wanted[j], decoded, out=errors[j])
-            pull[j + 1 : last] += shares[j, j + 1 : last, None] * errors[j]
+        last = min(first + STRIDE, len(wanted))
+        for j in range(first, last, span):
+            own, rest = slice(j, j + span), slice(j + span, last)
+            i, values = j // span, wanted[own] + pull[own]
+            codes[i], decoded = choices.choose(j, values, importance[i])
+            np.subtract(wanted[own], decoded, out=errors[own])
+            pull[rest] += shares[own, rest].T @ errors[own]
         pull[last:] += shares[first:last, last:].T @ errors[first:last]
     return np.ascontiguousarray(codes.T)
+
+
+def _cut_diagonal(factor: F32Array, span: int) -> F32Array:
+    """The blocks on the diagonal, [width / span, span, span]."""
+    each = np.arange(len(factor) // span)
+    cut: F32Array = factor.reshape(len(each), span, len(each), span)[each, :, each]
+    return cut
+
+
+def _share(factor: F32Array, own_factors: F32Array) -> F32Array:
+    """What of an error comes upon each column: the factor, each block column by its own inverse."""
+    n, span = own_factors.shape[:2]
+    columns = factor.reshape(-1, n, span).transpose(1, 0, 2) @ np.linalg.inv(own_factors)
+    return np.ascontiguousarray(columns.transpose(1, 0, 2).reshape(factor.shape))
 
 
 def _measure_cost(

@@ -94,7 +94,11 @@ def test_errors_shrink_where_inputs_vary_together(kind: str) -> None:
     assert ratio < 0.8
 
 
-@pytest.mark.parametrize("kind", ["q2_k", "q3_k", "q4_k", "q6_k", "iq4_xs", "mxfp4", "q2_0"])
+@pytest.mark.parametrize(
+    "kind",
+    ["q2_k", "q3_k", "q4_k", "q6_k", "iq4_xs", "mxfp4", "q2_0",
+     "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"],
+)  # fmt: skip
 def test_columns_of_one_block_make_up_for_each_other(kind: str) -> None:
     """No other block is there: the codes are chosen one after the other, scales stay."""
     width = type_named(kind).block_weights
