@@ -56,7 +56,7 @@ LEAST_KL = 1e-6
 """Nats added to each token's divergence before ratios are taken: rounding makes as much."""
 
 CHANGES = ("permute", "scale neurons", "scale norms", "feedback")
-UNIFORM = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q2_k", "q3_k", "iq3_s")
+UNIFORM = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q2_k", "q3_k", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 """Types in which all experts are, for each of these changes to be left out."""
 
 Row = dict[str, object]
