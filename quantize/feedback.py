@@ -3,14 +3,14 @@
 The inputs of a matrix vary together, so an error in some columns can be undone in part by changing
 others. Columns are encoded block by block; after each, the rest is changed to what makes the
 expected squared error of the result least, given the errors so far. Within a block the encoder
-chooses the scales; then each column's codes are chosen anew, in the same way one after the other,
-where that is better. The bytes stay as many.
+chooses the scales; then the codes are chosen anew, in the same way one after the other, where that
+is better. The bytes stay as many.
 
 With H, the mean of x xT, as U UT for an upper triangular U, errors e of all columns cost |e U|²,
 and term B of that, e_A U_AB + e_B U_BB, has the errors of the columns A before B and its own: later
 columns have no part in it. So a block B is encoded not as w_B but as what makes that term nothing,
 w_B + e_A U_AB inv(U_BB), and its own errors d from there cost |d U_BB|². Its importance is the
-diagonal of U_BB U_BBT. Within the block the same holds column by column.
+diagonal of U_BB U_BBT. Within the block the same holds code by code, of one column or of some.
 
 Source: Frantar et al., GPTQ (arXiv:2210.17323), which has the inverse of H where this has H, and
 with it the same codes. What it earns: docs/quantization.md.
@@ -19,6 +19,7 @@ with it the same codes. What it earns: docs/quantization.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from quantize.gguf import BlockType
 from quantize.levels import list_choices
 
 F64Array = npt.NDArray[np.float64]
+Array = TypeVar("Array", F32Array, F64Array)
 
 RIDGE = 0.01
 """Added to each input's mean square, as a share of their mean: without it a column that hardly
@@ -50,8 +52,8 @@ class Feedback:
     few samples drawn towards independent inputs."""
     factor: F32Array
     """Their upper triangular factor U, [width, width]: the moments are U UT."""
-    inverses: tuple[F32Array, ...]
-    """For each block, the inverse of its part of the factor, [block, block]."""
+    shares: F32Array
+    """How a block is changed for each error in a column before it, [width, width]."""
 
 
 def plan_feedback(
@@ -80,14 +82,21 @@ def plan_feedback(
     blended = _blend(moments, n_samples, importance)
     # The lower factor of the moments taken backwards, taken backwards.
     factor = np.linalg.cholesky(blended[::-1, ::-1])[::-1, ::-1]
-    own = [slice(start, start + block) for start in range(0, width, block)]
-    left_over = np.concatenate([np.square(factor[b, b]).sum(axis=1) for b in own])
-    return Feedback(
-        left_over.astype(np.float32),
-        blended.astype(np.float32),
-        np.ascontiguousarray(factor, dtype=np.float32),
-        tuple(np.linalg.inv(factor[b, b]).astype(np.float32) for b in own),
-    )
+    left_over, shares = _share(factor, block)
+    return Feedback(*(a.astype(np.float32, "C") for a in (left_over, blended, factor, shares)))
+
+
+def _share(factor: Array, span: int) -> tuple[Array, Array]:
+    """Take columns together by so many.
+
+    Returns:
+        The weight of each column's squared error, [width], and how later columns are changed for
+        it, [width, width]: the factor, each of its parts times the inverse of its own part.
+    """
+    n = len(factor) // span
+    own = factor.reshape(n, span, n, span)[range(n), :, range(n)]
+    parts = factor.reshape(-1, n, span).transpose(1, 0, 2) @ np.linalg.inv(own)
+    return np.square(own).sum(axis=2).reshape(-1), parts.transpose(1, 0, 2).reshape(factor.shape)
 
 
 def _blend(moments: F64Array, n_samples: int, importance: F32Array) -> F64Array:
@@ -124,20 +133,19 @@ def encode_with_feedback(
     if len(feedback.importance) != width or out.nbytes != n_rows * block_type.row_bytes(width):
         raise ValueError(f"{out.nbytes} bytes, feedback of {len(feedback.importance)} columns")
     errors, room = np.empty_like(weights), out.reshape(n_rows, -1, n_bytes)
-    for i, inverse in enumerate(feedback.inverses):
-        first, own = i * block, slice(i * block, (i + 1) * block)
-        pull = errors[:, :first] @ feedback.factor[:first, own]
-        wanted = np.add(weights[:, own], pull @ inverse, dtype=np.float32)
+    for first in range(0, width, block):
+        own = slice(first, first + block)
+        wanted = weights[:, own] + errors[:, :first] @ feedback.shares[:first, own]
         encoded = np.empty((n_rows, n_bytes), np.uint8)
         encode_rows(wanted, block_type, encoded, feedback.importance[own])
         if block_type.name in PLANES:
             _refine(wanted, block_type, encoded, feedback.factor[own, own])
         errors[:, own] = weights[:, own] - decode_rows(encoded, block_type, block)
-        room[:, i] = encoded
+        room[:, first // block] = encoded
 
 
 def _refine(weights: F32Array, block_type: BlockType, blocks: U8Array, factor: F32Array) -> None:
-    """Choose the codes of encoded blocks anew, each column making up for those before it.
+    """Choose the codes of encoded blocks anew, each making up for the errors of those before it.
 
     Scales stay as the encoder chose them, and so does a row that would get no better.
 
@@ -159,34 +167,19 @@ def _choose_codes(
 ) -> U32Array:
     choices, wanted = list_choices(blocks, block_type), weights.T
     span = choices.span
-    own_factors = _cut_diagonal(factor, span)
-    importance, shares = np.square(own_factors).sum(axis=2), _share(factor, own_factors)
+    importance, shares = _share(factor, span)
     pull, errors = np.zeros((2, *wanted.shape), np.float32)
     codes = np.empty((len(wanted) // span, wanted.shape[1]), np.uint32)
     for first in range(0, len(wanted), STRIDE):
         last = min(first + STRIDE, len(wanted))
         for j in range(first, last, span):
             own, rest = slice(j, j + span), slice(j + span, last)
-            i, values = j // span, wanted[own] + pull[own]
-            codes[i], decoded = choices.choose(j, values, importance[i])
+            found = choices.choose(j, wanted[own] + pull[own], importance[own])
+            codes[j // span], decoded = found
             np.subtract(wanted[own], decoded, out=errors[own])
             pull[rest] += shares[own, rest].T @ errors[own]
         pull[last:] += shares[first:last, last:].T @ errors[first:last]
     return np.ascontiguousarray(codes.T)
-
-
-def _cut_diagonal(factor: F32Array, span: int) -> F32Array:
-    """The blocks on the diagonal, [width / span, span, span]."""
-    each = np.arange(len(factor) // span)
-    cut: F32Array = factor.reshape(len(each), span, len(each), span)[each, :, each]
-    return cut
-
-
-def _share(factor: F32Array, own_factors: F32Array) -> F32Array:
-    """What of an error comes upon each column: the factor, each block column by its own inverse."""
-    n, span = own_factors.shape[:2]
-    columns = factor.reshape(-1, n, span).transpose(1, 0, 2) @ np.linalg.inv(own_factors)
-    return np.ascontiguousarray(columns.transpose(1, 0, 2).reshape(factor.shape))
 
 
 def _measure_cost(
