@@ -96,7 +96,7 @@ def check_task(task: Task, algebra: Algebra) -> Findings:
         task: The answer, and what was asked.
         algebra: What compares.
     """
-    from localcascade.chat.voting import extract_answer, names_answer
+    from localcascade.chat.answers import extract_answer, names_answer
     from localcascade.maths.check import check_answer, check_steps
 
     if task.is_attempt:
@@ -126,7 +126,7 @@ def compare_answers(given: str, expected: str, algebra: Algebra) -> Verdict:
     Returns:
         "Wrong" only where the two are known to differ.
     """
-    from localcascade.chat.voting import is_same_answer
+    from localcascade.chat.answers import is_same_answer
 
     given, expected = given.strip(), expected.strip()
     if expected.endswith("+ C"):

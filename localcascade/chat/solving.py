@@ -8,7 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from localcascade.chat.voting import Answer, Ballot, IsSame, Vote
+from localcascade.chat.answers import Answer
+from localcascade.chat.voting import Ballot, IsSame, Vote
 from localcascade.errors import CascadeError, EngineDied
 from localcascade.prompt.events import ChatRequest, Delta, Done, Event, Failed, FinishReason
 

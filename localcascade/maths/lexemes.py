@@ -97,6 +97,8 @@ _SILENT = frozenset(
     ]
 ) | {" "}  # fmt: skip
 _PLAIN_SIGNS = {"−": "-", "·": "*", "×": "*", "÷": "/", "⋅": "*", "[": "(", "]": ")"}
+_RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _WORDS = re.compile("|".join(sorted(CALLS | {"pi"}, key=len, reverse=True)))
 _NUMBER = re.compile(
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:e[+-]?\d{1,2}(?!\d))?"
@@ -142,6 +144,8 @@ def read_lexemes(latex: str) -> list[Lexeme]:
     """
     if "\\" not in latex and "{" not in latex:
         latex = re.sub(r"\^\s*(-?\d+)", r"^{\1}", latex.replace("**", "^"))
+    latex = _RAISED.sub(lambda match: f"^{{{match[0].translate(_LOWERED)}}}", latex)
+    latex = re.sub(r"√\s*(\d+|[^\W\d_])", r"\\sqrt{\1}", latex).replace("√(", "sqrt(")
     source = clean_source(latex).replace("{,}", ",")
     source = re.sub(r"(?<=\d)\\[,!](?=\d{3}(?!\d))", "", source)
     try:
@@ -232,7 +236,7 @@ def _read_upright(node: Any) -> list[Lexeme]:
     name = node.nodeargd.argnlist[0].latex_verbatim().strip("{} ")
     if name in CALLS:
         return [Lexeme("command", name)]
-    if name in ("d", "e"):
+    if name in ("d", "e", "i"):
         return [Lexeme("name", name)]
     raise Unreadable(f"the word {name}")
 

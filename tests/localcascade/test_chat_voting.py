@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from localcascade.chat.voting import Ballot, extract_answer, is_expected, normalize_answer
+from localcascade.chat.answers import extract_answer, is_same_answer, normalize_answer
+from localcascade.chat.voting import Ballot, is_expected
 from localcascade.maths.algebra import Algebra
+from localcascade.maths.check import compare_formulas
 from localcascade.maths.expressions import parse_expression
 
 SAME = [
@@ -19,6 +21,23 @@ SAME = [
     [r"\text{no solution}", "No solution."],
     ["-7", "−7", "$-7$"],
     [r"90^\circ", "90 degrees", "90°"],
+    ["7/4", "1 3/4", r"1\frac{3}{4}", "1.75"],
+    ["-5/2", "-2 1/2"],
+    ["1 000 000", r"1\,000\,000", "10^6"],
+    [r"0.1\overline{6}", r"\frac16", r"0.1\bar{6}"],
+    [r"12\text{ cm}^2", "12 cm^2", "12 cm²", r"12\text{ square centimeters}", r"12\,\mathrm{cm^2}"],
+    ["3 m/s", "3 meters per second", r"3\text{ m/s}"],
+    [r"100\,^\circ\mathrm{C}", "100 °C"],
+    ["{4, 8}", r"\{8, 4\}", r"x \in \{4, 8\}", r"x = 4 \text{ or } x = 8"],
+    [r"x = \pm 6", r"\{-6, 6\}", "6, -6"],
+    ["x = 9, y = 5", "y = 5 and x = 9", "(9, 5)", r"$x = 9$ and $y = 5$"],
+    [r"\begin{pmatrix}1 & 2\\3 & 4\end{pmatrix}", r"\begin{bmatrix} 1&2 \\ 3&4 \end{bmatrix}"],
+    [r"\begin{pmatrix} 7 \\ 6 \end{pmatrix}", "(7, 6)"],
+    [r"(-\infty,2) \cup (3,\infty)", r"\left(-\infty, 2\right)\cup(3, \infty)"],
+    ["f(x) = 2x", "2x", "y = 2x", r"\frac{dy}{dx} = 2x"],
+    ["347 + 586 = 933", "933", "x = 347 + 586 = 933"],
+    ["Yes", "yes", r"\text{Yes}"],
+    [r"\emptyset", r"\varnothing", "∅"],
 ]
 
 
@@ -34,8 +53,46 @@ def test_different_answers_differ() -> None:
 
 
 @pytest.mark.parametrize(
+    "pair",
+    [("5x", "5"), ("6x^2", "6"), ("2i", "2"), ("2 sin x", "2"), ("2pi", "2"), ("2, 2, 3", "2, 3"),
+     ("x = 1, y = 2", "x = 2, y = 1"), ("(0, 1)", "[0, 1]"), ("x > 2", r"x \ge 2"), ("Yes", "No"),
+     ("12 cm^2", "12 cm^3"), ("1 3/4", "13/4"), (r"\begin{pmatrix}1&2\end{pmatrix}", "(1, 2)")],
+)  # fmt: skip
+def test_answers_that_only_look_alike_have_no_common_vote(pair: tuple[str, str]) -> None:
+    ballot = Ballot()
+    for text in pair:
+        ballot.put(normalize_answer(text))
+    assert len(ballot.groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "is_same"),
+    [
+        ("y = 3, x = 4", "(4, 3)", True),
+        ("9√3", r"9\sqrt{3}", True),
+        ("x² + 4", "x^2 + 4", True),
+        ("2x", "2", False),
+        ("[0, 1]", "(0, 1)", None),
+        (r"(-\infty, 2]", r"x \le 2", None),
+        (r"\{1 + \sqrt{2}, 1 - \sqrt{2}\}", r"1 \pm \sqrt{2}", True),
+    ],
+)
+def test_an_answer_of_a_student_is_compared(
+    given: str, expected: str, is_same: bool | None
+) -> None:
+    with Algebra() as algebra:
+        found = is_same_answer(given, expected, lambda a, b: compare_formulas(a, b, algebra))
+    assert found is is_same
+
+
+@pytest.mark.parametrize(
     ("text", "found"),
     [
+        (r"Hence $x = \frac{3}{4}$.", r"\frac{3}{4}"),
+        (r"The area is $12\text{ cm}^2$, as wanted.", r"12\text{ cm}^2"),
+        (r"$x = 2$, so it is 7 at most.", "7"),
+        ("The answer is **42**.", "42"),
+        ("The correct option is **C**.", "C"),
         (r"So \boxed{3}, no: \boxed{\frac{1}{2}} it is.", r"\frac{1}{2}"),
         (r"\boxed{a\}b}", r"a\}b"),
         ("x is 3.\n\n**Answer:** 90.75 euros", "90.75 euros"),
@@ -52,6 +109,10 @@ def test_different_answers_differ() -> None:
 )
 def test_the_answer_is_found(text: str, found: str) -> None:
     assert extract_answer(text) == found
+
+
+def test_a_list_that_nests_deep_is_a_text() -> None:
+    assert normalize_answer("(1, " * 240 + "2" + ")" * 240).kind == "text"
 
 
 def count(*texts: str) -> Ballot:
