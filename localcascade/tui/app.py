@@ -216,23 +216,24 @@ class ChatApp(App[None]):
             return
         if old is not None and old.engine is not self._opening.engine:
             self._close(old.engine)
-        screen = self._make_screen(self._opening)
         if isinstance(self.screen, ChatScreen):
-            self.switch_screen(screen)
+            self.switch_screen(self._make_screen(self._opening, self.screen.draft))
         else:
-            self.push_screen(screen)
+            self.push_screen(self._make_screen(self._opening))
 
     @work(thread=True)
     def _close(self, engine: ChatEngine) -> None:
         engine.close()
 
-    def _make_screen(self, opening: Opening) -> ChatScreen:
+    def _make_screen(self, opening: Opening, draft: str = "") -> ChatScreen:
         manner, checks = self._preferences.manner, self._preferences.checks
         if opening.conversation.is_tutored and manner.tutor is None:
             manner = replace(manner, tutor=load_tutor())
         exchange = Exchange(opening.conversation, manner, opening.model)
         topic, self._topic = self._topic, None
-        return LessonScreen(exchange, opening.engine, opening.title, opening.notice, checks, topic)
+        return LessonScreen(
+            exchange, opening.engine, opening.title, opening.notice, checks, draft, topic
+        )
 
     def _tell(self, text: str) -> None:
         self.notify(make_safe(text), severity="error", markup=False, timeout=8)

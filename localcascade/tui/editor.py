@@ -18,7 +18,11 @@ def edit_text(text: str) -> tuple[str, str]:
     Returns:
         The text afterwards, and what went wrong, if anything; the text is the old one then.
     """
-    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        command = shlex.split(named) or ["vi"]
+    except ValueError as error:
+        return text, f"{named}: {error}. Set EDITOR to the name of an editor."
     with tempfile.TemporaryDirectory(prefix="localcascade-") as folder:
         path = Path(folder) / "message.md"
         path.write_text(text, encoding="utf-8")

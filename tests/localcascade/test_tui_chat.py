@@ -97,11 +97,13 @@ async def test_an_answer_is_stopped_and_goes_on() -> None:
         [PromptProgress(5, 9, 0), Delta("one, ", "answer"), None, end()],
         [Delta("two", "answer"), end()],
     )
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await say(pilot, "count")
         assert app.screen.query_one(Gauge).readings.is_busy
         await say(pilot, "too early")
         assert len(engine.requests) == 1
+        assert app.screen.query_one(Composer).text == "too early"
+        assert any("Esc stops it" in told.message for told in app._notifications)
         app.screen.query_one(Composer).clear()
         await pilot.press("escape")
         await settle(pilot)
@@ -154,6 +156,24 @@ async def test_a_turn_is_edited_or_left() -> None:
         assert read_messages(app) == ["older", "b"]
         await pilot.press("alt+left")
         assert read_messages(app) == ["old", "a"]
+
+
+async def test_a_draft_outlives_the_editing_of_a_turn() -> None:
+    app, _ = chat_with(think_and_say("", "1"), think_and_say("", "2"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await say(pilot, "one")
+        composer = app.screen.query_one(Composer)
+        for leave in ("escape", "enter"):
+            composer.insert("begun")
+            await pilot.press("ctrl+e")
+            assert composer.text == "one"
+            await pilot.press("!", leave)
+            await settle(pilot)
+            assert composer.text == "begun"
+            await pilot.press("ctrl+u")
+        assert read_messages(app) == ["one!", "2"]
+        await pilot.press("ctrl+z")
+        assert composer.text == "begun"
 
 
 async def test_a_message_is_selected_and_edited() -> None:
@@ -311,6 +331,8 @@ async def test_the_users_editor_changes_the_text(
     assert edit_text("some") == ("some more", "")
     monkeypatch.setenv("EDITOR", "false")
     assert edit_text("some")[0] == "some" and "ended with 1" in edit_text("some")[1]
+    monkeypatch.setenv("EDITOR", "'unfinished")
+    assert edit_text("some")[0] == "some" and "'unfinished" in edit_text("some")[1]
     monkeypatch.setenv("EDITOR", str(tmp_path / "none"))
     assert edit_text("some")[0] == "some" and "none" in edit_text("some")[1]
 
@@ -395,6 +417,19 @@ async def test_a_new_conversation_is_begun() -> None:
         assert read_messages(app) == ["other", "a"]
 
 
+async def test_a_draft_goes_along_into_another_conversation() -> None:
+    app, _ = chat_with(think_and_say("", "1"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        app.screen.query_one(Composer).insert("begun\nto write")
+        await pilot.press("ctrl+n")
+        await settle(pilot)
+        await pilot.press("!")
+        assert app.screen.query_one(Composer).text == "begun\nto write!"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert app.screen.query_one(Composer).text == ""
+
+
 async def test_selected_text_is_what_stands_there() -> None:
     app, _ = chat_with([Delta("one two\n\nthree", "answer"), end()])
     async with app.run_test(size=(80, 24)) as pilot:
@@ -467,6 +502,23 @@ async def test_a_file_goes_along_with_its_tokens_counted(
         (message,) = engine.requests[0].messages
         assert "hello world" in message["content"]
         assert message["content"].endswith("What is this?")
+
+
+async def test_a_file_is_chosen_in_the_middle_of_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("hello world")
+    monkeypatch.chdir(tmp_path)
+    app, _ = chat_with()
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        composer = app.screen.query_one(Composer)
+        composer.insert("see \nand more")
+        composer.move_cursor((0, 4))
+        await attach(pilot, "notes")
+        await wait_until(pilot, lambda: "notes.txt" in read_notice(app))
+        await pilot.press("x")
+        assert composer.text == "see x\nand more"
 
 
 async def test_once_the_model_is_there_files_are_counted_and_must_fit(

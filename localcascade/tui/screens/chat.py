@@ -50,6 +50,7 @@ class ChatScreen(ReadingScreen):
         title: Of the conversation; empty while there is none.
         notice: What the user should know at first.
         checks: Whether steps are marked as right or wrong; None where SymPy is installed.
+        draft: What the user has begun to write.
     """
 
     CSS_PATH = "chat.tcss"
@@ -74,16 +75,25 @@ class ChatScreen(ReadingScreen):
         title: str,
         notice: str = "",
         checks: bool | None = None,
+        draft: str = "",
     ) -> None:
         super().__init__(exchange, checks)
         self._notice = notice
         self._speaker = Speaker(voice, self)
         self._title = title
         self._editing: Message | None = None
+        self._draft = ""
+        """What was being written before a turn was edited."""
+        self._composer = Composer(draft, id="composer")
         self._turn: Worker[None] | None = None
         self._ended: Turn | None = None
         self._attachments: list[Attachment] = []
         self._gauge = Gauge(id="gauge")
+
+    @property
+    def draft(self) -> str:
+        """What the user has begun to write, beside any turn that is being edited."""
+        return self._draft if self._editing is not None else self._composer.text
 
     def compose(self) -> ComposeResult:
         """Everything but the side panel; what opens between is hidden."""
@@ -93,11 +103,12 @@ class ChatScreen(ReadingScreen):
             yield Finder(id="finder")
             yield AttachPicker(id="attach")
             yield Static("", id="notice", markup=False)
-            yield Composer(id="composer")
+            yield self._composer
         yield self._gauge
 
     def on_mount(self) -> None:
         """Show the conversation; the model loads behind it."""
+        self._composer.move_cursor(self._composer.document.end)
         self._read(state="loading", mode=self._name_mode())
         self._show_path()
         self._show_notice(self._notice)
@@ -196,11 +207,13 @@ class ChatScreen(ReadingScreen):
     @on(Composer.Submitted)
     def _send(self, event: Composer.Submitted) -> None:
         text = write_message(event.text.strip(), self._attachments)
+        if text and self._exchange.is_busy:
+            self._notify("An answer is being written: Esc stops it.", "information")
         if not text or self._exchange.is_busy:
             return
-        self.query_one(Composer).clear()
+        self._composer.write(self._draft)
         self._attachments = []
-        edited, self._editing = self._editing, None
+        edited, self._editing, self._draft = self._editing, None, ""
         self._show_notice("")
         if edited is None:
             self._begin_turn(self._exchange.ask(text))
@@ -215,14 +228,12 @@ class ChatScreen(ReadingScreen):
     @on(AttachPicker.Picked)
     def _take_file(self, event: AttachPicker.Picked) -> None:
         self._attachments.append(event.attachment)
-        composer = self.query_one(Composer)
-        composer.text = composer.text.removesuffix("@")
-        composer.move_cursor(composer.document.end)
+        self._composer.take_sign()
         self._show_attachments()
 
     @on(AttachPicker.Closed)
     def _end_attaching(self) -> None:
-        self.query_one(Composer).focus()
+        self._composer.focus()
 
     def _measure_room(self, attachments: Sequence[Attachment]) -> int:
         """Tokens that another file may have: a quarter of what is free is left for the answer."""
@@ -269,12 +280,12 @@ class ChatScreen(ReadingScreen):
             finder.action_close()
         elif self._editing is not None or self._attachments:
             if self._editing is not None:
-                self.query_one(Composer).clear()
-            self._editing, self._attachments = None, []
+                self._composer.write(self._draft)
+            self._draft, self._editing, self._attachments = "", None, []
             self._show_notice("")
         else:
             self._transcript.select_message(None)
-            self.query_one(Composer).focus()
+            self._composer.focus()
 
     def action_answer_now(self) -> None:
         """Let the model end its thinking and answer."""
@@ -310,22 +321,17 @@ class ChatScreen(ReadingScreen):
         message = self._choose("user") if self._transcript.selected is None else self._choose()
         if message is None or self._exchange.is_busy:
             return
-        self._editing = message
-        composer = self.query_one(Composer)
-        composer.text = message.text
-        composer.move_cursor(composer.document.end)
-        composer.focus()
+        self._draft, self._editing = self.draft, message
+        self._composer.write(message.text)
         self._show_notice("Editing: Enter sends it as a new branch, Esc leaves it as it is.")
 
     def action_open_editor(self) -> None:
         """Open what is being written, or the selected message, in the user's editor."""
         if self._transcript.selected is not None:
             self.action_edit()
-        composer = self.query_one(Composer)
         with self.app.suspend():
-            text, problem = edit_text(composer.text)
-        composer.text = text
-        composer.move_cursor(composer.document.end)
+            text, problem = edit_text(self._composer.text)
+        self._composer.write(text)
         if problem:
             self._notify(problem, "error")
 
@@ -345,7 +351,7 @@ class ChatScreen(ReadingScreen):
         """Open or close the side panel; made only then, as the first paint would wait for it."""
         if self.query(Panel):
             await self.query_one(Panel).remove()
-            self.query_one(Composer).focus()
+            self._composer.focus()
         else:
             panel = Panel(self._exchange.manner, id="panel")
             await self.query_one("#middle").mount(panel)

@@ -28,6 +28,7 @@ class LessonScreen(ChatScreen):
         title: Of the conversation; empty while there is none.
         notice: What the user should know at first.
         checks: Whether steps are marked as right or wrong; None where SymPy is installed.
+        draft: What the user has begun to write.
         topic: Words to filter the practice problems with, which are shown at first; None shows
             the conversation.
     """
@@ -51,10 +52,12 @@ class LessonScreen(ChatScreen):
         title: str,
         notice: str = "",
         checks: bool | None = None,
+        draft: str = "",
         topic: str | None = None,
     ) -> None:
         is_tutored = exchange.manner.tutor is not None
-        super().__init__(exchange, voice, title, notice or TUTOR_NOTICE * is_tutored, checks)
+        notice = notice or TUTOR_NOTICE * is_tutored
+        super().__init__(exchange, voice, title, notice, checks, draft)
         self._topic = topic
 
     def on_mount(self) -> None:

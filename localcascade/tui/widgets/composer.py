@@ -32,8 +32,9 @@ class Composer(TextArea):
     class AttachWanted(Message):
         """The user typed @ at the beginning of a word."""
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, text: str = "", *, id: str | None = None) -> None:
         super().__init__(
+            text,
             id=id,
             soft_wrap=True,
             show_line_numbers=False,
@@ -41,6 +42,19 @@ class Composer(TextArea):
             highlight_cursor_line=False,
             placeholder=PLACEHOLDER,
         )
+
+    def write(self, text: str) -> None:
+        """Put a text in the place of what is here, which undo brings back."""
+        if text != self.text:
+            self.replace(text, self.document.start, self.document.end)
+        self.move_cursor(self.document.end)
+        self.focus()
+
+    def take_sign(self) -> None:
+        """Take away the @ before the cursor."""
+        row, column = self.cursor_location
+        if self.document.get_line(row)[:column].endswith("@"):
+            self.delete((row, column - 1), (row, column))
 
     async def _on_key(self, event: events.Key) -> None:
         if event.key == "enter":
