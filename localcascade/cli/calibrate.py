@@ -54,6 +54,10 @@ def calibrate(
     layers: Annotated[
         str | None, typer.Option(metavar="N,N-N", help="Layers for --moments; all by default.")
     ] = None,
+    expert_moments: Annotated[
+        bool,
+        typer.Option("--expert-moments", help="With --moments: what each expert reads alone, too."),
+    ] = False,
     probe: Annotated[
         Path | None,
         typer.Option(metavar="OUT.sens.toml", help="What errors cost, matrix by matrix."),
@@ -84,13 +88,13 @@ def calibrate(
     included. Experts that saw no text, or little, are named.
 
     --moments collects how the inputs of each matrix vary together, by which errors of one column
-    are made up for in others; of a layer of many experts that is gigabytes. A killed run goes on
-    where it was.
+    are made up for in others: 3 GB for the 30 B model. --expert-moments adds what each expert
+    reads alone, 20 GB for a little more. A killed run goes on where it was.
     --probe disturbs one matrix after another and measures how far the predictions move.
 
     \b
-    localcascade calibrate nc2-q8_0.gguf -o nc2.imatrix.gguf
-    localcascade calibrate nc2-q8_0.gguf --moments nc2.moments.gguf --layers 1-5
+    localcascade calibrate nc2-q8_0.gguf -o nc2.imatrix.gguf --moments nc2.moments.gguf
+    localcascade calibrate nc2-q8_0.gguf --moments part.moments.gguf --layers 1-5
     localcascade calibrate tiny -o tiny.imatrix.gguf --probe tiny.sens.toml
     localcascade calibrate tiny -o i.gguf --json | jq .experts_empty
     """
@@ -104,7 +108,8 @@ def calibrate(
         _check_place(place)
     if output or moments:
         _check_unchanged(job.model)
-    passes = plan_moments(job.model, parse_layers(layers)) if moments else []
+    chosen = parse_layers(layers)
+    passes = plan_moments(job.model, chosen, has_routed=expert_moments) if moments else []
     report: dict[str, Any] = {}
     with (
         draw_counts(_STAGES) as on_progress,
@@ -150,12 +155,15 @@ def parse_layers(text: str | None) -> frozenset[int] | None:
     return frozenset(layers)
 
 
-def plan_moments(model: Path, layers: frozenset[int] | None) -> list[list[Stack]]:
+def plan_moments(
+    model: Path, layers: frozenset[int] | None, *, has_routed: bool
+) -> list[list[Stack]]:
     """Plan the passes over the text that second moments take, and say what they will take.
 
     Args:
         model: A GGUF file.
         layers: Of which layers; None is all.
+        has_routed: Of what each expert reads alone, too.
 
     Raises:
         ConfigError: There are no such layers.
@@ -165,7 +173,7 @@ def plan_moments(model: Path, layers: frozenset[int] | None) -> list[list[Stack]
 
     from localcascade.engine.calibrate import list_stacks, plan_passes
 
-    stacks = list_stacks(model, layers)
+    stacks = list_stacks(model, layers, has_routed=has_routed)
     # The other half is for the model itself, and for the system to keep its pages.
     passes = plan_passes(stacks, psutil.virtual_memory().available // 2)
     size = format_bytes(sum(stack.n_bytes for stack in stacks))

@@ -225,12 +225,15 @@ def _prepare_reading(engine: Engine, texts: Sequence[Path], n_ctx: int) -> _Read
 # ---- second moments ----------------------------------------------------------------------------
 
 
-def list_stacks(model: Path, layers: Container[int] | None = None) -> list[Stack]:
+def list_stacks(
+    model: Path, layers: Container[int] | None = None, *, has_routed: bool = True
+) -> list[Stack]:
     """List the second moments that can be collected: those of every quantized matrix's inputs.
 
     Args:
         model: A GGUF file.
         layers: Of which layers; None is all, and what follows them.
+        has_routed: Those of what each expert reads alone, too: seven eighths of the bytes.
 
     Returns:
         In the file's order. The experts of a layer share one matrix for `up`, for each token has
@@ -245,6 +248,7 @@ def list_stacks(model: Path, layers: Container[int] | None = None) -> list[Stack
             Stack(name, prod(tensor.shape[:-2]) if match[2] in _ROUTED else 1, tensor.shape[-1])
             for name, tensor in file.tensors.items()
             if (match := _MATRICES.fullmatch(name))
+            and (has_routed or match[2] not in _ROUTED)
             and (layers is None or (match[1] and int(match[1]) in layers))
         ]
         found = [

@@ -132,7 +132,8 @@ def test_moments_and_sensitivities_are_made_beside_or_alone(
     text, moments, probe = (tmp_path / name for name in ("t.txt", "o.moments.gguf", "o.sens.toml"))
     text.write_text("Twelve and thirty make forty-two.\n" * 30)
     arguments = ["calibrate", str(model), "--text", str(text), "--threads", "1", "--ctx", "256"]
-    both = ["--moments", str(moments), "--layers", "2-3", "--probe", str(probe), "--json"]
+    both = ["--moments", str(moments), "--layers", "2-3", "--expert-moments"]
+    both += ["--probe", str(probe), "--json"]
     assert run_arguments([*arguments, *both]) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
@@ -147,6 +148,12 @@ def test_moments_and_sensitivities_are_made_beside_or_alone(
     assert "output.weight" in sensitivity.factors
     assert "n_tokens" not in report and not list(tmp_path.glob("*.imatrix*"))
 
+    assert run_arguments([*arguments, "--moments", str(moments), "--layers", "2-3"]) == 0
+    with read_moments(moments) as opened:
+        assert "blk.3.ffn_up_exps.weight" in opened.stacks
+        assert "blk.3.ffn_down_exps.weight" not in opened.stacks and len(opened.stacks) == 9
+
+    capsys.readouterr()
     assert run_arguments([*arguments, "--probe", str(probe)]) == 0
     assert f"{len(sensitivity.factors)} matrices" in capsys.readouterr().out
 

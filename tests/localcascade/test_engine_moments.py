@@ -102,6 +102,7 @@ def test_a_file_is_the_same_in_one_pass_and_in_many(path: Path, tmp_path: Path) 
     quantized = {name for name in squares if "gate_inp" not in name}
     assert {stack.name for stack in stacks} == quantized
     routed = {stack.name: stack.n_matrices for stack in stacks if stack.n_matrices > 1}
+    assert [s for s in stacks if s.name not in routed] == list_stacks(path, has_routed=False)
     assert routed == {"blk.0.ffn_down_exps.weight": 12, "blk.3.ffn_down_exps.weight": 12}
     files, told = [], []
     for passes in ([stacks], [[stack] for stack in stacks]):
