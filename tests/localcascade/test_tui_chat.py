@@ -355,6 +355,20 @@ async def test_reading_above_stays_where_it_is_while_an_answer_grows() -> None:
         assert transcript.is_at_end and "line 79" in read_screen(app)
 
 
+async def test_the_end_stays_in_sight_when_there_is_less_room() -> None:
+    lines = [Delta(f"line {number}\n\n", "answer") for number in range(40)]
+    app, _ = chat_with([*lines, None, Delta("the last one", "answer"), end()])
+    async with app.run_test(size=(80, 30)) as pilot:
+        await say(pilot, "count")
+        assert "line 39" in read_screen(app)
+        app.screen.query_one(Composer).insert("a\nb\nc\nd\ne")
+        await settle(pilot)
+        assert "line 39" in read_screen(app)
+        await pilot.resize_terminal(60, 16)
+        await settle(pilot)
+        assert "line 39" in read_screen(app)
+
+
 async def test_a_long_conversation_is_made_as_it_is_read() -> None:
     messages = [
         Message(str(n), str(n - 1) if n else None, "assistant" if n % 2 else "user", f"word {n}")

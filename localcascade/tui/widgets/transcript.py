@@ -78,6 +78,7 @@ class Transcript(ScrollView, can_focus=True):
         self._query = ""
         self._width = 0
         self._wide = 0
+        self._is_at_end = True
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -106,19 +107,18 @@ class Transcript(ScrollView, can_focus=True):
 
     def take(self, message: Message, live: Live | None = None) -> None:
         """Take a newer state of the last message; the view follows only if it was at the end."""
-        at_end = self.is_at_end
         self._entries[-1] = replace(self._entries[-1], message=message)
         if self._cards:
             self._cards[-1].take(message, live)
             self._measure_last()
-        if at_end:
+        if self.is_at_end:
             self._go_to(self.max_scroll_y)
         self.refresh()
 
     @property
     def is_at_end(self) -> bool:
-        """Whether the last line is in sight."""
-        return self.scroll_offset.y >= self.max_scroll_y - 1
+        """Whether the last line was in sight when last scrolled; less room does not change that."""
+        return self._is_at_end
 
     def change(self, index: int, message: Message) -> None:
         """Take a newer state of any message; what is read stays where it is."""
@@ -147,11 +147,10 @@ class Transcript(ScrollView, can_focus=True):
 
     def set_view(self, index: int, view: ThinkingView) -> None:
         """Show more or less of a message's thinking; what is read stays where it is."""
-        at_end = self.is_at_end
         self._reach(index)
         self._cards[index - self._first].set_view(view)
         self._measure()
-        if at_end:
+        if self.is_at_end:
             self._go_to(self.max_scroll_y)
         self.refresh()
 
@@ -178,11 +177,10 @@ class Transcript(ScrollView, can_focus=True):
         self._tell_checks(lambda card: card.message.id in self._findings)
 
     def _tell_checks(self, is_meant: Callable[[Card], bool]) -> None:
-        at_end = self.is_at_end
         for card in filter(is_meant, self._cards):
             card.set_findings(self._findings[card.message.id], self._checks_view)
         self._measure()
-        if at_end:
+        if self.is_at_end:
             self._go_to(self.max_scroll_y)
         self.refresh()
 
@@ -246,12 +244,15 @@ class Transcript(ScrollView, can_focus=True):
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Make more cards before the user reaches the first."""
         super().watch_scroll_y(old_value, new_value)
+        self._is_at_end = new_value >= self.max_scroll_y - 1
         if new_value < old_value and new_value < self.size.height and self._first:
             self.call_next(self._make_more)
 
     def on_resize(self) -> None:
         """Set everything for the new width."""
         if self.look.width == self._width:
+            if self.is_at_end:
+                self._go_to(self.max_scroll_y)
             return
         was_empty = not self._cards
         self._width = self.look.width
