@@ -92,6 +92,24 @@ async def test_a_new_line_is_no_question() -> None:
         assert len(engine.requests) == 1
 
 
+async def test_a_long_paste_is_undone_and_made_again() -> None:
+    app, _ = chat_with(think_and_say("", "ok"))
+    lines = "\n".join(f"line {number}" for number in range(30))
+    async with app.run_test(size=(80, 24)) as pilot:
+        composer = app.screen.query_one(Composer)
+        composer.insert(lines)
+        await settle(pilot)
+        for text in ("", lines, "", lines):
+            await pilot.press("ctrl+z" if not text else "alt+z")
+            await settle(pilot)
+            assert composer.text == text
+        await pilot.press("enter")
+        await settle(pilot)
+        await pilot.press("ctrl+z")
+        await settle(pilot)
+        assert composer.text == lines and composer.cursor_location == (29, 7)
+
+
 async def test_an_answer_is_stopped_and_goes_on() -> None:
     app, engine = chat_with(
         [PromptProgress(5, 9, 0), Delta("one, ", "answer"), None, end()],

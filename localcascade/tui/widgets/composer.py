@@ -20,6 +20,7 @@ class Composer(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         # Some terminals, and tmux in them, send this for the backspace key.
         Binding("ctrl+h", "delete_left", "Delete left", show=False),
+        Binding("alt+z", "redo", "Redo", show=False),  # Ctrl+Y, the usual key, copies a message
     ]
 
     class Submitted(Message):
@@ -55,6 +56,18 @@ class Composer(TextArea):
         row, column = self.cursor_location
         if self.document.get_line(row)[:column].endswith("@"):
             self.delete((row, column - 1), (row, column))
+
+    def undo(self) -> None:
+        """Take back the last edits."""
+        if self.history.undo_stack:
+            self.move_cursor((0, 0))  # Textual asks where it is before it is moved: lines may go
+        super().undo()
+
+    def redo(self) -> None:
+        """Make the last edits again that were taken back."""
+        if self.history.redo_stack:
+            self.move_cursor((0, 0))
+        super().redo()
 
     async def _on_key(self, event: events.Key) -> None:
         if event.key == "enter":
