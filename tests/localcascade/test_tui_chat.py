@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widgets import Input, Static, Switch
@@ -230,6 +231,24 @@ async def test_a_click_opens_thinking() -> None:
         await pilot.click(Transcript, offset=(5, 2))
         await settle(pilot)
         assert "│ secret" in read_screen(app)
+
+
+async def test_what_is_typed_after_a_click_is_written() -> None:
+    app, _ = chat_with(think_and_say("hm", "1"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await say(pilot, "one")
+        transcript = app.screen.query_one(Transcript)
+        for type_it in (lambda: pilot.press("t", "w", "o"), lambda: paste(pilot, "two")):
+            await pilot.click(transcript, offset=(10, 10))
+            assert app.focused is transcript
+            await type_it()
+            await settle(pilot)
+            assert app.focused is app.screen.query_one(Composer)
+        assert app.screen.query_one(Composer).text == "twotwo"
+
+
+async def paste(pilot: Pilot[None], text: str) -> None:
+    pilot.app.post_message(events.Paste(text))
 
 
 async def test_messages_and_code_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:

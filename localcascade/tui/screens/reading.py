@@ -7,7 +7,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
-from textual import on
+from textual import events, on
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Static
@@ -77,6 +77,17 @@ class ReadingScreen(Screen[None]):
     def on_unmount(self) -> None:
         """End what compares."""
         self._checker.close()
+
+    def on_key(self, event: events.Key) -> None:
+        """Let what is typed while the conversation has the keys be written."""
+        if self.focused is self._transcript and event.is_printable:
+            composer = self.query_one(Composer).focus()
+            composer.post_message(events.Key(event.key, event.character))
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Let what is pasted while the conversation has the keys be written."""
+        if self.focused is self._transcript:
+            self.query_one(Composer).focus().insert(event.text)
 
     @on(Transcript.Clicked)
     def _open_clicked(self, event: Transcript.Clicked) -> None:
