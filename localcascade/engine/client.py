@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_DEATHS = 3
 DEATH_WINDOW_S = 60.0
+PATIENCE_S = 0.1
+"""How long closing waits before it ends a worker that is still loading."""
 
 
 class Engine(Closing):
@@ -296,10 +298,17 @@ class Engine(Closing):
 
     def close(self) -> None:
         """End the worker. What it was working on fails; a later request starts another."""
-        with self._lock:
-            if self._worker is not None:
-                self._worker.stop()
+        while not self._lock.acquire(timeout=PATIENCE_S):  # somebody waits for it to load
+            self._stop()
+        try:
+            self._stop()
             self._worker = None
+        finally:
+            self._lock.release()
+
+    def _stop(self) -> None:
+        if worker := self._worker:
+            worker.stop()
 
     def _start(
         self, on_progress: Callable[[str, int, int], None] | None = None

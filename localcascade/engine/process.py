@@ -37,6 +37,7 @@ _TROUBLE = re.compile(
     r"\b(ggml_assert|assert\w*|error|fail\w*|terminate|abort\w*|exception)\b|what\(\)", re.I
 )
 """What a line of a log holds that tells of an end; the lines before it tell of progress."""
+_CLOSED = "the engine was closed"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,8 +46,6 @@ class Death:
     """The end of a worker process."""
 
     error: EngineDied
-    is_asked: bool
-    """It was stopped by its own client."""
 
 
 Answer = tuple[Frame, bytearray] | Death
@@ -71,7 +70,7 @@ class WorkerProcess:
         self._lock = threading.Lock()
         self._deliveries: dict[int, Deliver] = {}
         self._numbers = itertools.count(1)
-        self._is_asked = False
+        self._wanted: str | None = None  # why its own client ends it
         self.death: Death | None = None
         ours, theirs = socket.socketpair()
         with theirs:
@@ -162,33 +161,41 @@ class WorkerProcess:
                 if on_frame is not None:
                     on_frame(frame)
         except queue.Empty:
-            self.kill()
+            self.kill("it gave no sign of life")
             raise TimeoutError(f"no sign of life for {limit_s} s") from None
         finally:
             self.forget(number)
 
     def stop(self) -> None:
         """End the process: hang up, which it obeys at once, and kill it if it does not."""
-        self._is_asked = True
+        self._wanted = self._wanted or _CLOSED
         self._channel.close()
         try:
             self._process.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self._process.kill()
         self._listener.join(STOP_LIMIT_S)
 
     @property
     def is_usable(self) -> bool:
         """False once it is dead or told to die."""
-        return self.death is None and not self._is_asked
+        return self.death is None and self._wanted is None
 
-    def kill(self) -> None:
-        """End a process that does not listen."""
-        self._is_asked = True
+    def kill(self, reason: str) -> None:
+        """End a process that does not listen.
+
+        Args:
+            reason: Why, for those who wait for other answers of it.
+        """
+        self._wanted = f"the engine was ended: {reason}"
         self._process.kill()
 
     def read_log(self) -> str:
         """Read the end of the worker's log."""
+        with self._lock:
+            return self._read_log() if self.death is None else self.death.error.log_tail
+
+    def _read_log(self) -> str:
         descriptor = self._log.fileno()
         size = os.fstat(descriptor).st_size
         # pread: the worker writes through the same file position.
@@ -229,13 +236,14 @@ class WorkerProcess:
         """Wait for the end of the process and tell everyone who still waits for answers."""
         code = self._process.wait()
         self._channel.close()
-        log = self.read_log()
-        self._log.close()
+        wanted = self._wanted
+        error = describe_death(code, self._read_log(), wanted)
+        if wanted is None and code != 0:
+            self._on_death(error)  # before anybody can learn of it and start another
         with self._lock:
-            self.death = Death(describe_death(code, log, self._is_asked), self._is_asked)
+            self.death = Death(error)
+            self._log.close()
             waiting = list(self._deliveries.values())
-        if not self._is_asked and code != 0:
-            self._on_death(self.death.error)
         for deliver in waiting:
             deliver(self.death)
 
@@ -245,20 +253,20 @@ def choose_limit(frame: Frame, limit_s: float | None) -> float | None:
     return STAGE_LIMITS_S.get(frame["stage"]) if frame["kind"] == "stage" else limit_s
 
 
-def describe_death(code: int, log: str, is_asked: bool) -> EngineDied:
+def describe_death(code: int, log: str, wanted: str | None) -> EngineDied:
     """Put the end of a worker in words.
 
     Args:
         code: Exit status as subprocess gives it: negative is a signal.
         log: The end of its log.
-        is_asked: Its own client stopped it.
+        wanted: Why its own client ended it; None if it did not.
 
     Returns:
         The error for whoever waits for answers.
     """
     tail = cut_tail(log)
-    if is_asked:
-        return EngineDied("the engine was closed", log_tail=tail)
+    if wanted is not None:
+        return EngineDied(wanted, log_tail=tail)
     if code == -signal.SIGKILL:
         return EngineDied(
             "the engine was killed",

@@ -118,7 +118,7 @@ class _Turn:
     def take(self, answer: Answer | None) -> tuple[Event, ...]:
         """Turn an answer, or None for none within the limit, into the events it holds."""
         if answer is None:
-            self._get_worker().kill()
+            self._get_worker().kill("its chat template did not finish for another request")
             return self._fail(describe_slow_template(self._path))
         try:
             frame, _ = open_answer(answer)

@@ -33,6 +33,7 @@ from localcascade.engine.generation import Generation
 from localcascade.engine.inbox import Inbox
 from localcascade.engine.jobs import Jobs
 from localcascade.engine.model import Log, Model
+from localcascade.engine.patience import Patience
 from localcascade.engine.running import announce_engine
 from localcascade.engine.sampling import check_tokens
 from localcascade.engine.scheduler import Scheduler
@@ -97,8 +98,11 @@ class Worker:
         self._scheduler.serve()
 
     def _prepare(self) -> None:
+        patience = Patience("the chat template")  # a client counts from its request on
+        patience.watch()
         try:
-            self._composer.warm_up()
+            with patience:
+                self._composer.warm_up()
             for frame in self._inbox:
                 if frame["op"] in self._jobs:
                     self._scheduler.submit(partial(self._run_job, frame))

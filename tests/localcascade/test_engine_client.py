@@ -202,14 +202,14 @@ def test_a_cancelled_turn_generates_no_further(path: Path) -> None:
                 over.set()
 
     worker = process.WorkerProcess(on_death=lambda error: None)
-    worker.ask("load", path=path, options={"n_ctx": 4096, "n_threads": 1})
+    worker.ask("load", path=path, options={"n_ctx": 1 << 16, "n_threads": 1})
     number = worker.request(deliver, "chat", request=encode_chat_request(ask("x", None)))
-    assert over.wait(60)
+    over.wait()
     worker.stop()
     done = decode_event(answers[-2][0]["event"])  # type: ignore[index]
     assert isinstance(done, Done)
     assert done.reason == "cancelled"
-    assert done.usage.completion_tokens < 4000
+    assert done.usage.completion_tokens < 1 << 16
 
 
 def test_two_threads_get_their_own_answers(engine: Engine) -> None:
@@ -273,23 +273,18 @@ def test_several_answers_come_with_their_index_and_an_end_each(engine: Engine) -
     assert len(set(texts.values())) == 3
 
 
-def test_answer_now_reaches_the_worker(tmp_path: Path) -> None:
-    script = [10, *b"abcdefghijklmnopqrstuvwxyza", 255, END_THINK, *b"!=%", IM_END]
-    path = write_model(tmp_path / "t.gguf", script=script, n_ctx_train=8192)
-    request = replace(ask("Think.", None), thinking=True)
-    with Engine(path, n_threads=1) as engine:
-        events: list[Event] = []
-        chat = engine.chat(request)
-        for event in chat:
-            if isinstance(event, Delta) and not any(isinstance(e, Delta) for e in events):
+def test_answer_now_reaches_the_worker(path: Path) -> None:
+    request = replace(ask("Think.", None, temperature=1), thinking=True)
+    with Engine(path, n_threads=1, n_ctx=1 << 16) as engine:
+        chat, thinking = engine.chat(request), ""
+        for event in chat:  # it would think for ever, and never the same
+            if isinstance(event, Delta) and event.channel == "answer":
+                break
+            if isinstance(event, Delta) and not thinking:
                 chat.answer_now()
-            events.append(event)
-    texts = {"thinking": "", "answer": ""}
-    for event in events:
-        if isinstance(event, Delta):
-            texts[event.channel] += event.text
-    assert texts["thinking"].rstrip().endswith(CLOSINGS["asked"])
-    assert texts["answer"] == "!=%"
+            thinking += event.text if isinstance(event, Delta) else ""
+        chat.close()
+    assert thinking.rstrip().endswith(CLOSINGS["asked"])
 
 
 def test_a_named_session_goes_on_in_another_process(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,20 +15,10 @@ import pytest
 from localcascade.engine import client as client_module
 from localcascade.engine import process
 from localcascade.engine.client import Engine
-from localcascade.errors import (
-    EngineDied,
-    ModelFileError,
-    TemplateError,
-)
-from localcascade.prompt.events import (
-    Delta,
-    Event,
-)
+from localcascade.errors import EngineDied, ModelFileError, TemplateError
+from localcascade.prompt.events import Delta, Event
 from tests.localcascade.asking import ask, end, fail, find_new_worker, find_workers, join
-from tests.localcascade.models import (
-    TEMPLATE,
-    write_model,
-)
+from tests.localcascade.models import write_model
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +28,25 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mortal(path: Path) -> Iterator[Engine]:
-    """An engine that a test may kill."""
-    with Engine(path, n_threads=1, n_ctx=256) as engine:
+    """An engine that a test may kill; an answer without a limit takes it many minutes."""
+    with Engine(path, n_threads=1, n_ctx=1 << 16) as engine:
         yield engine
+
+
+def interrupt(chat: Iterator[Event], act: Callable[[], object]) -> Iterator[Event]:
+    """Act at the first word, once: a worker that is ending may be gone at the next moment."""
+    for event in chat:
+        yield event
+        if isinstance(event, Delta):
+            act()
+            break
+    yield from chat
 
 
 def test_a_killed_worker_fails_its_turn_and_the_next_one_works(mortal: Engine) -> None:
     worker = find_new_worker(mortal.load)
     expected = join(list(mortal.chat(ask("Again"))))
-    events: list[Event] = []
-    for event in mortal.chat(ask("Long", n_tokens=None)):
-        events.append(event)
-        if isinstance(event, Delta) and worker.is_running():
-            worker.kill()
-    error = fail(events)
+    error = fail(list(interrupt(mortal.chat(ask("Long", n_tokens=None)), worker.kill)))
     assert isinstance(error, EngineDied)
     assert "killed" in error.message
     assert "general.name" in error.log_tail or "llama" in error.log_tail
@@ -58,14 +55,8 @@ def test_a_killed_worker_fails_its_turn_and_the_next_one_works(mortal: Engine) -
 
 def test_a_crash_is_told_with_its_reason(mortal: Engine) -> None:
     worker = find_new_worker(mortal.load)
-    events: list[Event] = []
-    is_aborted = False
-    for event in mortal.chat(ask("Long", n_tokens=None)):
-        events.append(event)
-        if isinstance(event, Delta) and not is_aborted:
-            is_aborted = True  # a second one would end it before its reason is written
-            worker.send_signal(signal.SIGABRT)
-    error = fail(events)
+    abort = partial(worker.send_signal, signal.SIGABRT)
+    error = fail(list(interrupt(mortal.chat(ask("Long", n_tokens=None)), abort)))
     assert isinstance(error, EngineDied)
     assert "signal 6" in error.message
     assert "Fatal Python error: Aborted" in error.log_tail
@@ -78,9 +69,9 @@ def test_the_asynchronous_twin_hears_of_a_death_too(mortal: Engine) -> None:
     async def collect() -> list[Event]:
         events: list[Event] = []
         async for event in mortal.achat(ask("Long", n_tokens=None)):
-            events.append(event)
-            if isinstance(event, Delta) and worker.is_running():
+            if isinstance(event, Delta) and not any(isinstance(one, Delta) for one in events):
                 worker.kill()
+            events.append(event)
         return events
 
     error = fail(asyncio.run(collect()))
@@ -118,17 +109,26 @@ def test_a_closed_engine_starts_again_when_asked(mortal: Engine) -> None:
     for _ in range(2):  # being closed is no death
         worker = find_new_worker(mortal.load)
         mortal.close()
-        worker.wait(5)
+        worker.wait()
     assert mortal.tokenize("the") == [257]
 
 
 def test_closing_ends_a_running_turn(mortal: Engine) -> None:
-    events: list[Event] = []
-    for event in mortal.chat(ask("Long", n_tokens=None)):
-        events.append(event)
-        if isinstance(event, Delta):
-            mortal.close()
-    assert isinstance(fail(events), EngineDied)
+    error = fail(list(interrupt(mortal.chat(ask("Long", n_tokens=None)), mortal.close)))
+    assert isinstance(error, EngineDied) and error.message == "the engine was closed"
+
+
+def test_closing_ends_a_load_that_hangs(mortal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = "import threading; threading.Event().wait()  # localcascade.engine.worker"
+    monkeypatch.setattr(process, "_BOOT", hanging)
+    before = find_workers()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(mortal.load)
+        while find_workers() == before:
+            assert not loading.done()
+        mortal.close()
+        with pytest.raises(EngineDied, match="closed"):
+            loading.result()
 
 
 # ---- bad files -------------------------------------------------------------------------------
@@ -195,20 +195,42 @@ def test_a_hostile_template_fails_and_the_engine_lives(tmp_path: Path, template:
         assert worker.is_running()
 
 
+HANG_ASKED = """
+import threading
+from localcascade.engine.composer import Composer
+Composer._render = lambda *_: threading.Event().wait()
+"""
+HANG_AHEAD = """
+import threading
+from localcascade.engine import composer, patience
+composer.Template = lambda *_: threading.Event().wait()
+patience.MOST_S, patience.CHECK_S = 0.05, 0.01
+"""
+
+
+def let_hang(patch: pytest.MonkeyPatch, code: str) -> None:
+    """Begin workers with this code. No template of a file gets so far: its steps are counted."""
+    patch.setattr(process, "_BOOT", process._BOOT.replace("; main()", f"\n{code}\nmain()"))
+
+
 @pytest.mark.usefixtures("one_life")
-def test_a_template_that_takes_too_long_costs_the_worker_and_not_the_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_template_that_hangs_costs_the_worker_and_not_the_client(
+    mortal: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = write_model(
-        tmp_path / "slow.gguf",
-        template="{% for a in range(90000) %}{{ 'x' if a < 3 }}{% endfor %}" + TEMPLATE,
-    )
-    with Engine(slow, n_threads=1) as engine:
-        monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 0.001)
-        error = fail(list(engine.chat(ask("x"))))
+    with monkeypatch.context() as patch:
+        let_hang(patch, HANG_ASKED)
+        patch.setitem(process.STAGE_LIMITS_S, "template", 0.001)
+        error = fail(list(mortal.chat(ask("x"))))
         assert isinstance(error, TemplateError)  # and no death: ours to end
         assert "chat_template did not finish" in error.message
         with pytest.raises(TemplateError, match="did not finish"):
-            engine.render(ask("x"))
-        monkeypatch.setitem(process.STAGE_LIMITS_S, "template", 60.0)
-        assert end(list(engine.chat(ask("x")))).reason == "length"
+            mortal.render(ask("x"))
+    assert end(list(mortal.chat(ask("x")))).reason == "length"
+
+
+def test_a_template_that_hangs_ahead_of_a_request_is_a_death(
+    mortal: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_hang(monkeypatch, HANG_AHEAD)
+    with pytest.raises(EngineDied, match="the chat template took over"):
+        mortal.tokenize("x")

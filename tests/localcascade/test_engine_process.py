@@ -9,14 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from localcascade.engine.client import Engine
-from localcascade.engine.process import find_reason
-from localcascade.errors import (
-    CascadeError,
-)
+from localcascade.engine.process import WorkerProcess, find_reason
+from localcascade.errors import CascadeError, EngineDied
 from tests.localcascade.asking import find_workers
 from tests.localcascade.models import (
     write_model,
@@ -77,6 +74,25 @@ def start_client(path: Path, script: str, **options: object) -> subprocess.Popen
     )
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_death_is_counted_before_it_is_known_and_leaves_its_log(is_wanted: bool) -> None:
+    known: list[object] = []
+    worker = WorkerProcess(on_death=lambda _error: known.append(worker.death))
+    (process,) = [child for child in find_workers() if child.pid == worker.pid]
+    if is_wanted:
+        worker.kill("its template hangs")
+    else:
+        process.kill()
+    with pytest.raises(EngineDied) as died:
+        worker.ask("tokenize", text="x", parse_special=False)
+    assert known == ([] if is_wanted else [None])
+    assert died.value.message == (
+        "the engine was ended: its template hangs" if is_wanted else "the engine was killed"
+    )
+    assert worker.read_log() == died.value.log_tail
+    worker.stop()
+
+
 def test_no_worker_outlives_a_killed_client(path: Path) -> None:
     script = "for event in ask(None):\n    isinstance(event, Delta) and print('on', flush=True)"
     with start_client(path, script) as client:
@@ -84,8 +100,7 @@ def test_no_worker_outlives_a_killed_client(path: Path) -> None:
         assert client.stdout.readline() == "on\n"
         (worker,) = find_workers(client.pid)
         client.kill()
-        gone, alive = psutil.wait_procs([worker], timeout=10)
-    assert (len(gone), alive) == (1, [])
+        worker.wait()
 
 
 def test_no_worker_outlives_a_client_whose_fork_holds_the_socket(path: Path) -> None:
@@ -101,9 +116,8 @@ time.sleep(60)
         assert client.stdout.readline() == "on\n"
         (worker,) = find_workers(client.pid)
         client.kill()
-        _, alive = psutil.wait_procs([worker], timeout=10)
+        worker.wait()
         os.killpg(client.pid, signal.SIGKILL)
-    assert alive == []
 
 
 def test_ctrl_c_reaches_only_the_client(path: Path) -> None:
@@ -124,7 +138,7 @@ engine.close()
         worker.send_signal(signal.SIGINT)  # from another terminal: ignored
         os.killpg(client.pid, signal.SIGINT)  # what Ctrl-C does
         rest = client.stdout.read().split("\n")
-        assert client.wait(30) == 0
+        assert client.wait() == 0
     assert rest[-3:] == ["interrupted", "True 265", ""]
 
 
