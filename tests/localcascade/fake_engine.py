@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import time
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +44,8 @@ class FakeEngine:
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         if self.path.stem == "echo":
             return iter([Delta(self._describe(request), "answer"), end(1)])
+        if self.path.stem == "stall":
+            return stall(self.path.parent / "stalled")
         return SCRIPTS[self.path.stem]()
 
     def close(self) -> None:
@@ -73,10 +75,12 @@ def say(*pieces: str, reason: FinishReason = "stop", n_tokens: int = 6) -> Itera
     yield end(n_tokens, reason)
 
 
-def stall() -> Iterator[Event]:
+def stall(mark: Path) -> Iterator[Event]:
+    """Make a file when all that was said has been taken, and say no more."""
     yield Delta("hm\n", "thinking")
     yield Delta("partial\n\n", "answer")
-    time.sleep(60)
+    mark.touch()
+    threading.Event().wait()
 
 
 def repeat() -> Iterator[Event]:
@@ -97,7 +101,6 @@ SCRIPTS: dict[str, Callable[[], Iterator[Event]]] = {
     "died": lambda: iter([Delta("half", "answer"), Failed(EngineDied("the engine died"))]),
     "template": lambda: iter([Failed(TemplateError("line 3: loops", "Try another."))]),
     "nothing": lambda: iter([]),
-    "stall": stall,
     "repeat": repeat,
 }
 

@@ -48,7 +48,7 @@ class Command:
 @pytest.fixture
 def models(home: Path) -> Path:
     """The working folder, with a file for every script of the fake engine."""
-    for name in (*SCRIPTS, "echo"):
+    for name in (*SCRIPTS, "echo", "stall"):
         Path(f"{name}.gguf").touch()
     return Path.cwd()
 
@@ -268,8 +268,10 @@ def test_interrupting_keeps_what_was_written(models: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.read(7) == b"partial"
+    while not (models / "stalled").exists():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=30)
+    rest, errors = process.communicate()
     assert (process.returncode, rest, errors) == (130, b"\n", b"hm\n")
     assert (models / "engine-closed").exists()
 

@@ -41,7 +41,7 @@ class Command:
 
 @pytest.fixture
 def do(home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Command:
-    for name in (*SCRIPTS, "echo"):
+    for name in (*SCRIPTS, "echo", "stall"):
         Path(f"{name}.gguf").touch()
     monkeypatch.setattr(client, "Engine", FakeEngine)
     return Command(capsys, monkeypatch)
@@ -145,8 +145,10 @@ def test_what_an_interrupted_answer_had_said_is_kept(do: Command) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.read(7) == b"partial"
+    while not Path("stalled").exists():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate()
     assert process.returncode == 130
     with History.open() as history:
         answer = history.export(history.find_session(None).id).messages[-1]

@@ -110,10 +110,9 @@ def serve(
     server = Server(app, listener, ready.set)
     thread = threading.Thread(target=server.serve_all, daemon=True)
     thread.start()
-    assert ready.wait(30)
+    ready.wait()
     try:
         yield Served(listener.url, faults, server)
     finally:
         server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
+        thread.join()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -293,13 +292,17 @@ def test_a_remote_engine_knows_the_model(engine: Engine, chain: dict[str, Remote
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Iterator[Served]:
+def tireless(tmp_path: Path) -> Iterator[Engine]:
     """A model that never stops, one request at a time."""
     path = write_model(tmp_path / "endless.gguf", n_ctx_train=1 << 17)
     with Engine(path, n_ctx=1 << 16, n_threads=1, n_parallel=1) as engine:
-        engine.load()
-        with serve(engine, info=engine.load()) as served:
-            yield served
+        yield engine
+
+
+@pytest.fixture
+def endless(tireless: Engine) -> Iterator[Served]:
+    with serve(tireless, info=tireless.load()) as served:
+        yield served
 
 
 def test_hanging_up_makes_room_for_the_next(endless: Served) -> None:
@@ -308,10 +311,10 @@ def test_hanging_up_makes_room_for_the_next(endless: Served) -> None:
     waiting: list[Any] = []
     second = threading.Thread(target=lambda: waiting.append(complete(endless, max_tokens=2)))
     second.start()
-    time.sleep(0.5)
+    second.join(0.5)
     assert waiting == [], "it waits for its turn"
     stream.close()
-    second.join(20)
+    second.join()
     assert waiting[0].usage.completion_tokens == 2
 
 
@@ -333,13 +336,12 @@ def test_thinking_can_be_ended_from_afar(endless: Served) -> None:
     assert "I am asked to answer right away" in thinking
 
 
-def test_an_engine_that_dies_is_told_of_and_started_again(tiny: Path) -> None:
-    with Engine(tiny, n_ctx=512, n_threads=1) as engine:
-        worker = find_new_worker(engine.load)
-        with serve(engine, info=engine.load()) as served:
-            stream = complete(served, stream=True)
-            next(iter(stream))
-            worker.kill()
-            with pytest.raises(openai.APIError, match="the engine was killed"):
-                list(stream)
-            assert complete(served).choices[0].message.content == SUM
+def test_an_engine_that_dies_is_told_of_and_started_again(tireless: Engine) -> None:
+    worker = find_new_worker(tireless.load)
+    with serve(tireless, info=tireless.load()) as served:
+        stream = complete(served, stream=True)
+        next(iter(stream))
+        worker.kill()
+        with pytest.raises(openai.APIError, match="the engine was killed"):
+            list(stream)
+        assert complete(served, max_tokens=2).usage.completion_tokens == 2
