@@ -47,7 +47,7 @@ def plan(
         str, typer.Option(metavar="TYPE", help="Type of the KV cache: f16, q8_0 or q4_0.")
     ] = "f16",
     parallel: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Conversations at the same time.")
+        int, typer.Option(min=1, max=64, metavar="N", help="Conversations at the same time.")
     ] = 1,
     gpu_layers: Annotated[
         int | None,
@@ -78,12 +78,13 @@ def plan(
     """
     from localcascade import fit
     from localcascade.cli.memory_bars import print_plan
+    from localcascade.engine.wire import CHAT_OUTPUTS
 
     if kv not in fit.KV_TYPES:
         raise console.UsageError(f"--kv {kv}: there are {', '.join(fit.KV_TYPES)}")
     machine = find_machine(vram, ram)
     shape, note = find_shape(model, type_name, machine)
-    wishes = fit.Wishes(ctx, kv, parallel, cpu_experts, gpu_layers)
+    wishes = fit.Wishes(ctx, kv, parallel, cpu_experts, gpu_layers, n_outputs=CHAT_OUTPUTS)
     try:
         planned = fit.plan(shape, machine, wishes)
     except ValueError as error:

@@ -12,7 +12,6 @@ from localcascade.engine import _llama
 from localcascade.engine.collector import Collector
 from localcascade.engine.patience import Patience
 from localcascade.engine.planning import (
-    CHECKPOINT_BUDGETS_BYTES,
     count_batch,
     count_outputs,
     count_sequences,
@@ -21,7 +20,7 @@ from localcascade.engine.planning import (
 from localcascade.engine.vocabulary import Vocabulary
 from localcascade.engine.wire import LoadOptions, ModelInfo
 from localcascade.errors import ModelFileError, NativeError
-from localcascade.fit import DEFAULT_N_CTX, Plan
+from localcascade.fit import CHECKPOINT_BUDGETS_BYTES, DEFAULT_N_CTX, Plan
 from localcascade.hardware import count_usable_cores
 
 LEAST_TOKENS = 32
@@ -180,6 +179,7 @@ def _load(
             path,
             n_gpu_layers=choose_gpu_layers(options, planned),
             cpu_tensors=planned.placement.tensor_overrides if planned else (),
+            gpus=[card.name for card in planned.cards] if planned else None,
             gpu_shares=planned.gpu_shares if planned else (),
             use_mmap=options.use_mmap,
             use_mlock=options.use_mlock,

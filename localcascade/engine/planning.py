@@ -14,8 +14,6 @@ from localcascade.engine.backends import make_machine
 from localcascade.engine.wire import LoadOptions
 from localcascade.errors import ModelFileError, OutOfBudget
 from localcascade.fit import (
-    DEFAULT_N_CTX,
-    Machine,
     ModelShape,
     Plan,
     Wishes,
@@ -33,8 +31,6 @@ N_BATCH = 512
 DEFAULT_N_PARALLEL = 1
 """Sequences. One more costs its recurrent state, 48 MiB for the 30 B model, and one person asks
 one thing at a time; who wants more says so."""
-CHECKPOINT_BUDGETS_BYTES = (1 << 30, 256 << 20, 0)
-"""What is tried in turn for saved states: a model is worth more than the way back."""
 
 
 def plan_load(path: Path, options: LoadOptions, devices: Iterable[_llama.Device]) -> Plan | None:
@@ -61,9 +57,9 @@ def plan_load(path: Path, options: LoadOptions, devices: Iterable[_llama.Device]
         return None
     machine = make_machine(devices, read_memory())
     try:
-        return check_fit(choose_plan(shape, machine, options))
+        return check_fit(plan(shape, machine, make_wishes(shape, options)))
     except OutOfBudget as refused:
-        if choose_plan(shape, machine.idle, options).fits:
+        if plan(shape, machine.idle, make_wishes(shape, options)).fits:
             refused.hint += name_hoarders()
         raise
 
@@ -74,35 +70,12 @@ def name_hoarders() -> str:
     return f" It would fit if other programs held no memory{': ' if held else ''}{held}."
 
 
-def choose_plan(shape: ModelShape, machine: Machine, options: LoadOptions) -> Plan:
-    """Choose the plan with the most room for saved states among those that fit.
-
-    Args:
-        shape: The model.
-        machine: The devices.
-        options: What is wanted, what must be included.
-
-    Returns:
-        The first that gives the whole context, else the first that fits, else one that does not.
-    """
-    pinned = options.checkpoint_bytes
-    budgets = CHECKPOINT_BUDGETS_BYTES if pinned is None else (pinned,)
-    wanted = options.n_ctx or min(shape.geometry.n_context, DEFAULT_N_CTX)
-    plans: list[Plan] = []
-    for n_bytes in budgets:
-        plans.append(plan(shape, machine, make_wishes(shape, options, n_bytes)))
-        if plans[-1].fits and plans[-1].options.n_ctx == wanted:
-            return plans[-1]
-    return next((planned for planned in plans if planned.fits), plans[0])
-
-
-def make_wishes(shape: ModelShape, options: LoadOptions, checkpoint_bytes: int) -> Wishes:
+def make_wishes(shape: ModelShape, options: LoadOptions) -> Wishes:
     """Say load options in the words of the plan.
 
     Args:
         shape: The model.
         options: What is wanted of it.
-        checkpoint_bytes: Main memory for saved states.
     """
     n_layers, n_gpu_layers = len(shape.geometry.kinds) + 1, options.n_gpu_layers
     if n_gpu_layers is not None:
@@ -117,7 +90,7 @@ def make_wishes(shape: ModelShape, options: LoadOptions, checkpoint_bytes: int) 
         n_ubatch=count_batch(options),
         n_outputs=count_outputs(options),
         flash_attention=options.flash_attention is not False,
-        checkpoint_bytes=checkpoint_bytes,
+        checkpoint_bytes=options.checkpoint_bytes,
     )
 
 

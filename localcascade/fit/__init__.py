@@ -9,7 +9,13 @@ from localcascade.fit.memory import (
 )
 from localcascade.fit.placement import Device, DeviceUse, Machine, Placement
 from localcascade.fit.plan import DEFAULT_N_CTX, plan
-from localcascade.fit.proposal import Plan, Wishes, check_fit, describe_plan
+from localcascade.fit.proposal import (
+    CHECKPOINT_BUDGETS_BYTES,
+    Plan,
+    Wishes,
+    check_fit,
+    describe_plan,
+)
 from localcascade.fit.shape import (
     ModelShape,
     Weight,
@@ -20,6 +26,7 @@ from localcascade.fit.shape import (
 )
 
 __all__ = [
+    "CHECKPOINT_BUDGETS_BYTES",
     "DEFAULT_N_CTX",
     "KV_TYPES",
     "ContextMemory",

@@ -38,6 +38,11 @@ class Device:
         """What must stay free of it."""
         return MARGIN_BYTES if self.kind == "cpu" else DEVICE_MARGIN_BYTES
 
+    @property
+    def usable_bytes(self) -> int:
+        """What a model may take of it."""
+        return max(0, self.free_bytes - self.margin_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -101,12 +106,17 @@ class DeviceUse:
 
     @property
     def excess_bytes(self) -> int:
-        """Bytes that are too many; negative while there is room."""
+        """Bytes that are too many; negative while there is room.
+
+        A GPU that holds nothing is left out, driver and all, see Plan.cards.
+        """
+        if self.used_bytes == 0:
+            return -self.device.free_bytes
         return self.used_bytes + self.device.margin_bytes - self.device.free_bytes
 
 
 def deal_layers(n_layers: int, n_gpu_layers: int, gpus: Sequence[Device]) -> list[int]:
-    """Deal layers to devices as llama.cpp does: in order, by the GPUs' shares of the free memory.
+    """Deal layers to devices as llama.cpp does: in order, by the GPUs' shares of what is usable.
 
     Args:
         n_layers: Of the model.
@@ -118,8 +128,8 @@ def deal_layers(n_layers: int, n_gpu_layers: int, gpus: Sequence[Device]) -> lis
         memory.
     """
     n_dealt = min(n_gpu_layers, n_layers + 1) if gpus else 0
-    total = sum(gpu.free_bytes for gpu in gpus) or 1
-    ends = [end / total for end in accumulate(gpu.free_bytes for gpu in gpus)]
+    total = sum(gpu.usable_bytes for gpu in gpus) or 1
+    ends = [end / total for end in accumulate(gpu.usable_bytes for gpu in gpus)]
     dealt = [min(bisect_right(ends, i / n_dealt), len(gpus) - 1) for i in range(n_dealt)]
     return [len(gpus)] * (n_layers + 1 - n_dealt) + dealt
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from localcascade.fit.memory import KV_TYPES, KVType, list_cache_types
 from localcascade.fit.placement import Machine
-from localcascade.fit.proposal import Plan, Wishes
+from localcascade.fit.proposal import CHECKPOINT_BUDGETS_BYTES, Plan, Wishes
 from localcascade.fit.search import bisect, find_max_context, shrink_context, try_context
 from localcascade.fit.shape import ModelShape, Weight
 
@@ -37,16 +37,28 @@ def plan(shape: ModelShape, machine: Machine, wishes: Wishes | None = None) -> P
     """
     wishes = wishes or Wishes()
     _check_wishes(shape, wishes)
-    default = min(shape.geometry.n_context, DEFAULT_N_CTX)
-    found = try_context(shape, machine, wishes, wishes.n_ctx or default)
-    if not found.fits and wishes.n_ctx is None:
-        found = shrink_context(shape, machine, wishes, default) or found
-    if found.fits:
-        return replace(found, max_context=find_max_context(shape, machine, wishes, found))
-    nearest = islice(
-        _find_alternatives(shape, machine, wishes, found.options.n_ctx), _MAX_ALTERNATIVES
-    )
-    return replace(found, alternatives=tuple(nearest))
+    n_ctx = wishes.n_ctx or min(shape.geometry.n_context, DEFAULT_N_CTX)
+    budgets: Sequence[int] = CHECKPOINT_BUDGETS_BYTES
+    if wishes.checkpoint_bytes is not None:
+        budgets = (wishes.checkpoint_bytes,)
+    settled = [replace(wishes, checkpoint_bytes=n_bytes) for n_bytes in budgets]
+    for one, found in _list_plans(shape, machine, settled, n_ctx):
+        if found.fits:
+            return replace(found, max_context=find_max_context(shape, machine, one, found))
+    refused = try_context(shape, machine, settled[-1], n_ctx)
+    nearest = islice(_find_alternatives(shape, machine, settled[-1], n_ctx), _MAX_ALTERNATIVES)
+    return replace(refused, alternatives=tuple(nearest))
+
+
+def _list_plans(
+    shape: ModelShape, machine: Machine, settled: Sequence[Wishes], n_ctx: int
+) -> Iterator[tuple[Wishes, Plan]]:
+    """List plans for wishes that differ in what saved states may take, the best first."""
+    for one in settled:
+        yield one, try_context(shape, machine, one, n_ctx)
+    for one in settled:
+        if one.n_ctx is None and (shorter := shrink_context(shape, machine, one, n_ctx)):
+            yield one, shorter
 
 
 def _check_wishes(shape: ModelShape, wishes: Wishes) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from localcascade.errors import OutOfBudget
 from localcascade.fit.memory import N_BATCH, ContextOptions
-from localcascade.fit.placement import DeviceUse, Placement
+from localcascade.fit.placement import Device, DeviceUse, Placement
 
-CHECKPOINT_BYTES = 1 << 30
+CHECKPOINT_BUDGETS_BYTES = (1 << 30, 256 << 20, 0)
+"""What is tried in turn for saved states: a model is worth more than the way back."""
 _GIB = 1 << 30
 
 
@@ -31,7 +32,9 @@ class Wishes:
     """As in ContextOptions."""
     flash_attention: bool = True
     unified: bool = True
-    checkpoint_bytes: int = CHECKPOINT_BYTES
+    checkpoint_bytes: int | None = None
+    """Main memory for saved states; None is the first of CHECKPOINT_BUDGETS_BYTES that leaves room
+    for all else."""
 
     def make_options(self, n_ctx: int) -> ContextOptions:
         """Make the context of that many tokens."""
@@ -92,10 +95,15 @@ class Plan:
         return self.uses[-1].used_bytes
 
     @property
+    def cards(self) -> tuple[Device, ...]:
+        """The GPUs that hold anything; llama.cpp is to know of no others, which it would use."""
+        return tuple(use.device for use in self.uses[:-1] if use.used_bytes)
+
+    @property
     def gpu_shares(self) -> tuple[float, ...]:
-        """Share of the layers that each GPU gets, for llama.cpp's tensor_split; together 1."""
-        free = [use.device.free_bytes for use in self.uses[:-1]]
-        return tuple(n_bytes / (sum(free) or 1) for n_bytes in free)
+        """Share of the layers that each of the cards gets, for llama.cpp's tensor_split."""
+        total = sum(use.device.usable_bytes for use in self.uses[:-1]) or 1
+        return tuple(card.usable_bytes / total for card in self.cards)
 
 
 def check_fit(planned: Plan) -> Plan:

@@ -24,7 +24,7 @@ _CONTEXT_STEP = 1024
 def try_context(shape: ModelShape, machine: Machine, wishes: Wishes, n_ctx: int) -> Plan:
     """Plan a context of a given length; the plan tells whether it fits."""
     options = wishes.make_options(n_ctx)
-    load = weigh_load(shape, options, wishes.checkpoint_bytes)
+    load = weigh_load(shape, options, wishes.checkpoint_bytes or 0)
     placement = _search_placement(shape, load, machine, wishes)
     return _make_plan(load, placement, machine, options)
 
@@ -112,7 +112,7 @@ def find_max_context(shape: ModelShape, machine: Machine, wishes: Wishes, found:
 
     def fits(n_steps: int) -> bool:
         options = replace(found.options, n_ctx=n_steps * _CONTEXT_STEP)
-        load = weigh_load(shape, options, wishes.checkpoint_bytes)
+        load = weigh_load(shape, options, wishes.checkpoint_bytes or 0)
         return _make_plan(load, found.placement, machine, options).fits
 
     n_steps = bisect(shape.geometry.n_context // _CONTEXT_STEP, fits)

@@ -14,8 +14,10 @@ import pytest
 from localcascade import hardware
 from localcascade.cli.app import run_arguments
 from localcascade.cli.memory_bars import PARTS, split_bar
-from localcascade.cli.plan import choose_preset
-from localcascade.fit import Device, DeviceUse, Machine
+from localcascade.cli.plan import choose_preset, find_machine, find_shape
+from localcascade.engine.planning import make_wishes
+from localcascade.engine.wire import CHAT_OUTPUTS, LoadOptions
+from localcascade.fit import Device, DeviceUse, Machine, describe_plan, plan
 from localcascade.hardware import Memory, MemoryHolder
 from localcascade.store import list_parts
 from tests.localcascade.reserved import TINY, write_header
@@ -80,7 +82,7 @@ def test_a_preset_is_chosen_by_the_memory_there_is() -> None:
 def test_what_does_not_fit_is_code_4_with_plans_that_do(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("nemotron-cascade-2", "--vram", "0", "--ram", "16G")
+    arguments = ("nemotron-cascade-2", "--vram", "0", "--ram", "16G", "--type", "iq4_nl")
     described = run_json(capsys, *arguments, code=4)
     assert described["fits"] is False
     assert described["alternatives"]
@@ -89,6 +91,21 @@ def test_what_does_not_fit_is_code_4_with_plans_that_do(
     captured = capsys.readouterr()
     assert "RAM lacks" in captured.err
     assert described["alternatives"][0]["change"] in captured.err
+
+
+@pytest.mark.parametrize("ram", ["15G", "16G"])
+def test_it_plans_what_a_chat_would_load(
+    home: Path, capsys: pytest.CaptureFixture[str], ram: str
+) -> None:
+    """With fewer saved states, if that makes room, and logits for a token of each only."""
+    arguments = ("nemotron-cascade-2", "--vram", "0", "--ram", ram)
+    code = 0 if ram == "16G" else 4
+    described = run_json(capsys, *arguments, "--type", "16G", code=code)
+    machine = find_machine(["0"], ram)
+    shape, _ = find_shape("nemotron-cascade-2", "16G", machine)
+    loaded = plan(shape, machine, make_wishes(shape, LoadOptions(n_outputs=CHAT_OUTPUTS)))
+    assert {key: described[key] for key in describe_plan(loaded)} == describe_plan(loaded)
+    assert loaded.fits == (ram == "16G")
 
 
 def test_several_cards_are_several_devices(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

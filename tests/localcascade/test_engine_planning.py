@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from localcascade.engine import _llama, planning
+from localcascade.engine._llama import library
 from localcascade.engine.client import Engine
-from localcascade.engine.planning import choose_plan, count_outputs, make_wishes, plan_load
+from localcascade.engine.planning import count_outputs, make_wishes, plan_load
 from localcascade.engine.wire import LoadOptions
 from localcascade.errors import OutOfBudget
-from localcascade.fit import Device, Machine, ModelShape, read_file_shape
+from localcascade.fit import Device, Machine, ModelShape, plan, read_file_shape
 from localcascade.hardware import Memory, MemoryHolder
 from quantize.gguf import open_gguf
 from tests.localcascade import reserved
@@ -36,24 +37,13 @@ def make_machine(ram_bytes: float, *vram_bytes: float) -> Machine:
     return Machine(tuple(cards), Device("RAM", "cpu", int(ram_bytes), int(ram_bytes)))
 
 
-def test_what_leaves_no_room_for_saved_states_is_loaded_without_them(
-    cascade_2: ModelShape,
-) -> None:
-    free = choose_plan(cascade_2, make_machine(64 * GIB), LoadOptions())
-    assert (free.uses[-1].checkpoint_bytes, free.options.n_ctx) == (GIB, 32768)
-    need = free.uses[-1].used_bytes + free.uses[-1].device.margin_bytes
-    tight = choose_plan(cascade_2, make_machine(need - GIB), LoadOptions())
-    assert (tight.fits, tight.uses[-1].checkpoint_bytes, tight.options.n_ctx) == (True, 0, 32768)
-    pinned = choose_plan(cascade_2, make_machine(need - GIB), LoadOptions(checkpoint_bytes=GIB))
-    assert pinned.options.n_ctx < 32768 or not pinned.fits
-
-
 def test_pins_reach_the_plan(cascade_2: ModelShape) -> None:
-    wishes = make_wishes(cascade_2, LoadOptions(4096, n_gpu_layers=-1, cache_type="q8_0"), 7)
+    wishes = make_wishes(cascade_2, LoadOptions(4096, n_gpu_layers=-1, cache_type="q8_0"))
     assert (wishes.n_ctx, wishes.n_gpu_layers, wishes.kv_type) == (4096, 53, "q8_0")
-    assert make_wishes(cascade_2, LoadOptions(n_gpu_layers=99), 0).n_gpu_layers == 53
-    pinned = LoadOptions(n_cpu_expert_layers=5, n_gpu_layers=-1)
-    planned = choose_plan(cascade_2, make_machine(64 * GIB, 80 * GIB), pinned)
+    assert make_wishes(cascade_2, LoadOptions(n_gpu_layers=99)).n_gpu_layers == 53
+    assert make_wishes(cascade_2, LoadOptions(checkpoint_bytes=7)).checkpoint_bytes == 7
+    pinned = make_wishes(cascade_2, LoadOptions(n_cpu_expert_layers=5, n_gpu_layers=-1))
+    planned = plan(cascade_2, make_machine(64 * GIB, 80 * GIB), pinned)
     assert len(planned.placement.cpu_expert_layers) == 5
 
 
@@ -109,6 +99,13 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="0 layers have experts"),
     ):
         engine.load()
+
+
+def test_devices_are_listed_by_name_with_an_end() -> None:
+    name = _llama.list_devices()[0].name
+    first, end = library.make_device_list([name])
+    assert first and end is None
+    assert list(library.make_device_list([])) == [None]
 
 
 def test_llama_keeps_the_named_tensors_in_main_memory(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def test_a_wish_is_kept_even_if_it_does_not_fit(cascade_2: ModelShape) -> None:
         ((16,), 64, Wishes(n_gpu_layers=53, n_cpu_expert_layers=0)),
         ((), 16, Wishes()),
         ((8,), 10, Wishes(n_parallel=8)),
-        ((), 17.7, Wishes(n_parallel=4)),
+        ((), 17.7, Wishes(n_parallel=4, checkpoint_bytes=GIB)),
+        ((8,), 10.5, Wishes(262144, "q8_0")),
     ],
 )
 def test_a_refusal_names_plans_that_fit(
@@ -155,7 +156,7 @@ def test_a_refusal_names_plans_that_fit(
 
 
 def test_no_cache_is_offered_whose_blocks_do_not_divide_a_head(cascade_2: ModelShape) -> None:
-    machine, wishes = make_machine(ram_gib=19.2), Wishes(262144)
+    machine, wishes = make_machine(ram_gib=18.2), Wishes(262144)
     odd = replace(cascade_2, geometry=replace(cascade_2.geometry, head_dim=136))
     changes = [found.change for found in plan(odd, machine, wishes).alternatives]
     assert changes and not any("cache" in change for change in changes)
@@ -182,10 +183,36 @@ def test_the_largest_context_is_the_largest(cascade_2: ModelShape) -> None:
 
 def test_an_unasked_context_shrinks_before_anything_is_refused() -> None:
     shape = make_config_shape(CONFIG, GEOMETRIES["dense"], "q8_0")
-    room = shape.weights_bytes + (2 << 30)
+    room = shape.weights_bytes + (1 << 30)
     planned = plan(shape, make_machine(ram_gib=room / GIB))
     assert planned.fits
     assert 1024 <= planned.options.n_ctx < 32768
+
+
+def test_what_leaves_no_room_for_saved_states_is_planned_without_them(
+    cascade_2: ModelShape,
+) -> None:
+    free = plan(cascade_2, make_machine())
+    assert (free.uses[-1].checkpoint_bytes, free.options.n_ctx) == (GIB, 32768)
+    need = free.uses[-1].used_bytes + free.uses[-1].device.margin_bytes
+    tight = make_machine(ram_gib=(need - GIB) / GIB)
+    planned = plan(cascade_2, tight)
+    assert (planned.fits, planned.uses[-1].checkpoint_bytes) == (True, 0)
+    assert planned.options.n_ctx == 32768
+    assert planned.max_context >= 32768
+    pinned = plan(cascade_2, tight, Wishes(checkpoint_bytes=GIB))
+    assert pinned.options.n_ctx < 32768 or not pinned.fits
+
+
+def test_a_card_that_is_full_does_not_stand_in_the_way(cascade_2: ModelShape) -> None:
+    for sizes in ((0.4, 24), (24, 0.4)):
+        planned = plan(cascade_2, make_machine(*sizes, ram_gib=8))
+        assert planned.fits
+        assert [card.name for card in planned.cards] == [f"GPU{sizes.index(24)}"]
+        assert planned.gpu_shares == (1,)
+    alone = plan(cascade_2, make_machine(0.4))
+    assert alone.fits and alone.placement.n_gpu_layers == 0
+    assert (alone.cards, alone.gpu_shares) == ((), ())
 
 
 def test_less_memory_is_never_faster(cascade_2: ModelShape) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,12 @@ def list_extra_buffers() -> tuple[str, ...]:
 def get_cpu_buffer() -> int:
     """Get the handle of the type of buffers that lie in main memory."""
     return int(_get_cpu_buffer())
+
+
+def make_device_list(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
+    """Make an array of some devices' handles, which ends with NULL."""
+    by_name = {_name_device(one).decode("utf-8", "replace"): one for one in _list_device_handles()}
+    return (POINTER * (len(names) + 1))(*(by_name[name] for name in names))
 
 
 def _list_device_handles() -> list[int]:

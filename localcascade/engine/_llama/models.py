@@ -10,7 +10,7 @@ from typing import Any
 from llama_cpp import llama_cpp as lib
 
 from localcascade.engine._llama.binding import ModelHandle, VocabHandle
-from localcascade.engine._llama.library import get_cpu_buffer
+from localcascade.engine._llama.library import get_cpu_buffer, make_device_list
 from localcascade.errors import NativeError
 
 
@@ -28,6 +28,7 @@ def load_model(
     use_mlock: bool,
     use_extra_buffers: bool,
     cpu_tensors: Sequence[str] = (),
+    gpus: Sequence[str] | None = None,
     gpu_shares: Sequence[float] = (),
     on_progress: Callable[[float], bool],
 ) -> ModelHandle:
@@ -41,7 +42,8 @@ def load_model(
         use_extra_buffers: Lay weights out anew for this CPU, as list_extra_buffers tells.
         cpu_tensors: Patterns (std::regex) of the names of tensors to keep in main memory,
             wherever their layer is.
-        gpu_shares: Share of the layers for each GPU, in order; none leaves it to llama.cpp.
+        gpus: Names of the GPUs to use, as list_devices tells them; None leaves it to llama.cpp.
+        gpu_shares: Share of the layers for each of these, in order; none leaves it to llama.cpp.
         on_progress: Called with the share done, 0 to 1; False stops the load.
 
     Returns:
@@ -57,6 +59,8 @@ def load_model(
     params.use_extra_bufts = use_extra_buffers
     overrides = _make_overrides(cpu_tensors)
     params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    devices = make_device_list(gpus or ())
+    params.devices = None if gpus is None else ctypes.cast(devices, ctypes.c_void_p)
     params.tensor_split = _make_split(gpu_shares)
     params.progress_callback = lib.llama_progress_callback(lambda share, _: on_progress(share))
     model = lib.llama_model_load_from_file(bytes(path), params)
