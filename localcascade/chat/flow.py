@@ -32,6 +32,8 @@ class Formula:
     """Whether it stands on lines of its own."""
     box: Box | None
     """None where the source is to be shown."""
+    narrow: str = ""
+    """What flows as text where the box has no room; empty if the box is wanted all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +170,22 @@ def _chop_word(word: str, style: str, width: int) -> Iterator[_Word]:
         yield _Word((word,), 0, measure_text(word), style)
 
 
+def _flow_text(text: str, width: int) -> Iterator[_Word | None]:
+    for at, line in enumerate(text.split("\n")):
+        if at:
+            yield None
+        for word in split_words(line):
+            yield from _chop_word(word, "maths", width)
+
+
 def _make_formula(formula: Formula, width: int) -> Iterator[_Word | None]:
     if formula.box is None:
-        for at, line in enumerate(formula.source.split("\n")):
-            if at:
-                yield None
-            for word in split_words(line):
-                yield from _chop_word(word, "maths", width)
+        yield from _flow_text(formula.source, width)
+        return
+    if formula.narrow and formula.box.width > width:
+        yield None
+        yield from _flow_text(formula.narrow, width)
+        yield None
         return
     indent = "    " if formula.display and formula.box.width + 4 <= width else ""
     lines = tuple(indent + line for line in formula.box.lines)

@@ -18,6 +18,9 @@ from localcascade.chat.table import TableShape, draw_table, measure_table
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
+MIN_CELLS = 20
+"""A formula that is not wider has room everywhere."""
+
 _DEFINITION = re.compile(r"\[[^\]]+\]:")
 _BULLETS = ("•", "◦", "▪")
 
@@ -34,6 +37,8 @@ class Look:
     """Draw formulas with ASCII characters only."""
     keeps_breaks: bool = False
     """Break lines where the text does, as in what people type and models think."""
+    scrolls: bool = True
+    """Whether one can scroll to what is wider than a line; if not, wide formulas flow as text."""
 
 
 class Page:
@@ -157,9 +162,13 @@ def _lay_out(source: str, latex: str, display: bool, look: Look) -> Formula:
     if look.shows_source:
         return Formula(source, display, None)
     try:
-        return Formula(source, display, layout(latex, ascii=look.ascii, display=display))
+        box = layout(latex, ascii=look.ascii, display=display)
+        if look.scrolls or box.width <= MIN_CELLS:
+            return Formula(source, display, box)
+        flat = layout(latex, ascii=look.ascii, display=False)
     except LayoutError:
         return Formula(source, display, None)
+    return Formula(source, display, box, flat.lines[0] if len(flat.lines) == 1 else source)
 
 
 @dataclass(frozen=True, slots=True)

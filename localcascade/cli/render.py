@@ -66,7 +66,7 @@ class MarkdownWriter:
         size = shutil.get_terminal_size()
         self._n_cells, self._n_rows = min(size.columns, MAX_CELLS) - 1, max(size.lines - 2, 1)
         self._stream, self._console = stream, console.make_console(stream)
-        self._splitter, self._page = BlockSplitter(), Page(Look(self._n_cells))
+        self._splitter, self._page = BlockSplitter(), Page(Look(self._n_cells, scrolls=False))
         self._n_written = self._n_live = 0
         self._drawn_s = 0.0
         self._is_live = console.use_colour(stream)

@@ -65,6 +65,17 @@ def test_a_formula_without_a_layout_shows_its_source() -> None:
     assert draw(r"see $\unknowncommand{x}$ there") == r"see $\unknowncommand{x}$ there"
 
 
+def test_a_formula_without_room_flows_as_text_where_nothing_scrolls() -> None:
+    total = " + ".join(f"a_{{{number}}}" for number in range(20))
+    look = Look(40, scrolls=False)
+    lines = draw(rf"so $$x = {total} + \frac{{1}}{{2}}$$ is", look).split("\n")
+    assert lines[0] == "so" and lines[1].startswith("x = a₀ + a₁ +") and lines[-1] == "is"
+    assert lines[-2].endswith("a₁₉ + 1/2") and all(len(line) <= 40 for line in lines)
+    table = rf"$$\begin{{pmatrix}} {total} \\ 1 \end{{pmatrix}}$$"
+    assert draw(table, look).replace("\n", " ") == table
+    assert draw(r"$$\frac{1}{2}$$", look) == draw(r"$$\frac{1}{2}$$")
+
+
 def test_columns_share_a_line_that_is_too_short() -> None:
     row = "| " + "long words " * 6 + "| short |\n"
     lines = draw("| a | b |\n|---|---|\n" + row).split("\n")
