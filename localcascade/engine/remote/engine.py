@@ -25,7 +25,8 @@ class RemoteEngine(Closing):
     """A model on a server; a context manager with the interface of engine.client.Engine.
 
     Any thread may send requests. Nothing is sent before the first one. A session's name stays
-    here, and so does a thinking budget in seconds: no server knows them.
+    here. So does a thinking budget in seconds, which no server knows: at its end the server is told
+    to answer, as by answer_now.
 
     Args:
         url: Of the server, e.g. "http://localhost:8080" or "https://host/v1".

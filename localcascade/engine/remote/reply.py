@@ -181,6 +181,11 @@ class Reply:
         self.is_over = False
         """The server has said that nothing follows."""
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the first word; 0 before it."""
+        return 0.0 if self._first_s is None else self._clock() - self._first_s
+
     def take(self, data: str) -> list[Event]:
         """Take the data of one server-sent event.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from localcascade.engine.remote.reply import Reply, ToldError
 from localcascade.engine.remote.request import compose_body, drop_refused
 from localcascade.engine.remote.sse import EventStream
 from localcascade.errors import CascadeError, RemoteError
-from localcascade.prompt.events import ChatRequest, Done, Event, Failed
+from localcascade.prompt.events import ChatRequest, Delta, Done, Event, Failed
 
 CONTROL_S = 10.0
 PASSED_ON = (CascadeError, ToldError, httpx2.HTTPError, httpx2.StreamError, OSError)
@@ -38,6 +39,8 @@ class RemoteTurn:
         self._stream = EventStream()
         self._is_begun = self._is_summed_up = False
         self._wants_answer = False
+        budget = request.thinking_budget
+        self._most_s = math.inf if budget is None or budget.seconds is None else budget.seconds
 
     def begin(self, model: str) -> None:
         """Write the request, for a model as the server calls it."""
@@ -70,7 +73,9 @@ class RemoteTurn:
     def take(self, piece: bytes) -> Iterator[Event]:
         """Turn bytes into the events they hold."""
         for data in self._stream.feed(piece):
-            yield from self._reply.take(data)
+            for event in self._reply.take(data):
+                self._watch_clock(event)
+                yield event
             if self._wants_answer and self._reply.id:
                 self._wants_answer = False
                 self._send_answer_now()
@@ -107,6 +112,12 @@ class RemoteTurn:
             self._wants_answer = True
         elif not self.is_over:
             self._send_answer_now()
+
+    def _watch_clock(self, event: Event) -> None:
+        """End thinking that takes too long, which is ours to do: servers count no seconds."""
+        is_thinking = isinstance(event, Delta) and event.channel == "thinking"
+        if is_thinking and self._reply.elapsed_s >= self._most_s:
+            self._wants_answer, self._most_s = True, math.inf
 
     def _send_answer_now(self) -> None:
         threading.Thread(target=self._post_answer_now, name="answer now", daemon=True).start()

@@ -318,8 +318,13 @@ def test_hanging_up_makes_room_for_the_next(endless: Served) -> None:
     assert waiting[0].usage.completion_tokens == 2
 
 
-def test_thinking_can_be_ended_from_afar(endless: Served) -> None:
-    request = ChatRequest(({"role": "user", "content": "hi"},), sampling=Sampling(temperature=1))
+@pytest.mark.parametrize("budget", [None, ThinkingBudget(seconds=0.01)], ids=["asked", "seconds"])
+def test_thinking_can_be_ended_from_afar(endless: Served, budget: ThinkingBudget | None) -> None:
+    request = ChatRequest(
+        ({"role": "user", "content": "hi"},),
+        sampling=Sampling(temperature=1),
+        thinking_budget=budget,
+    )
     with (
         RemoteEngine(endless.url) as near,
         serve(near, "far", near.load()) as second,
@@ -329,7 +334,7 @@ def test_thinking_can_be_ended_from_afar(endless: Served) -> None:
         for event in chat:
             if isinstance(event, Delta) and event.channel == "answer":
                 break
-            if isinstance(event, Delta) and not thinking:
+            if isinstance(event, Delta) and not thinking and budget is None:
                 chat.answer_now()
             thinking += event.text if isinstance(event, Delta) else ""
         chat.close()
