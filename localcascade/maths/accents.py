@@ -92,11 +92,8 @@ def draw_negation(call: Call) -> Atom:
 
 def draw_braced(call: Call) -> Atom:
     """A brace above or below; its label comes as a script."""
-    body = call.box(0)
-    if not call.is_linear:
-        body = draw_brace(body, call.name.startswith("over"), call.pen)
-    is_bare = call.is_linear and body.width > 1
-    return Atom(body, "ord", loose=is_bare, stacks=not is_bare)
+    body = draw_brace(call.box(0), call.name.startswith("over"), call.pen)
+    return Atom(body, "ord", stacks=True)
 
 
 def draw_boxed(call: Call) -> Atom:

@@ -39,7 +39,7 @@ def _make_fraction(call: Call, above: list[Atom], below: list[Atom]) -> Atom:
         top = _bracket(over, is_term(above))
         bottom = _bracket(under, is_product(below))
         return Atom(write_line(f"{top}/{bottom}"), "ratio", loose=True)
-    return Atom(draw_fraction(over, under, call.pen), "inner")
+    return Atom(draw_fraction(over, under, call.pen), "inner", loose=True)
 
 
 def _bracket(box: Box, bare: bool) -> str:

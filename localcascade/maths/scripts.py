@@ -44,7 +44,7 @@ def add_scripts(
             base, _write_script(lower, "_", style) + _write_script(upper, "^", style)
         )
     big = base.box if style.flat else base.with_limits or base.box
-    if base.stacks and not style.flat:
+    if base.stacks and (base.box.height > 1 or not style.flat):
         return Atom(attach_limits(big, below, above), _find_kind(base))
     return Atom(attach_scripts(big, below, above, style.ascii), _find_kind(base))
 
