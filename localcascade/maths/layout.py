@@ -40,6 +40,7 @@ from localcascade.maths.tables import ENVIRONMENTS, draw_rows, draw_table
 MAX_DEPTH = 24
 
 _FONT_SWITCHES = {"bf": "bold", "bm": "bold", "cal": "calligraphic", "frak": "fraktur"}
+_SIZES = frozenset(("big", "Big", "bigg", "Bigg"))
 _INFIX = frozenset(("over", "choose", "atop"))
 _PRIMES = {1: "′", 2: "″", 3: "‴"}
 
@@ -121,7 +122,7 @@ class _Row:
         atoms: list[Atom] = []
         while (item := self._peek()) is not None:
             if not self._switch(item):
-                atom = self._read_nucleus(item)
+                atom = self._read_bar(atoms) or self._read_nucleus(item)
                 if atom is not None:
                     atoms.append(self._read_scripts(atom))
         return atoms
@@ -175,6 +176,15 @@ class _Row:
         if sign == "," and self._is_inside_number():
             return Atom(write_line(","))
         return make_character(item, self._style.font, self._style.ascii)
+
+    def _read_bar(self, atoms: Sequence[Atom]) -> Atom | None:
+        r"""The bar of F(x)\Big|_0^1, which is as tall as what stands before it."""
+        signs = [sign_of(item) for item in self._items[self._at : self._at + 2]]
+        is_sized = self._at > 0 and name_of(self._items[self._at - 1]) in _SIZES
+        if not is_sized or signs != ["|", "_"] or not atoms or atoms[-1].box.height == 1:
+            return None
+        self._at += 1
+        return Atom(stretch("|", atoms[-1].box, self._style.ascii), "close")
 
     def _is_inside_number(self) -> bool:
         around = self._items[max(self._at - 2, 0) : self._at + 1]
