@@ -95,7 +95,8 @@ def check_answer(problem: str, answer: str, algebra: Algebra) -> Verdict:
     """
     if match := _ASKED.fullmatch(problem):
         formula = re.sub(r"^(?:\$|\\\()|(?:\$|\\\))$", "", match["formula"].strip()).strip(" =.")
-        return _judge(Equality(formula, answer, 0, False), algebra, frozenset(), hedges=False)
+        claim = Equality(formula, answer.rpartition("=")[2], 0, False)
+        return _judge(claim, algebra, frozenset(), hedges=False)
     links = list(find_equalities(problem))
     sides = [_read_side(side) for link in links for side in (link.left, link.right)]
     if len(links) != 1 or sides[0] is None or sides[1] is None:

@@ -131,6 +131,7 @@ def test_an_equation_of_the_problem_is_no_claim(algebra: Algebra) -> None:
     [
         ("What is 457 + 385?", "842", "right"),
         ("What is 457 + 385?", "841", "wrong"),
+        ("What is 457 + 385?", "457 + 385 = 842", "right"),
         (r"Compute $\frac12 + \frac13$.", r"\frac{5}{6}", "right"),
         ("Solve $2x + 3 = 7$.", "2", "right"),
         ("Solve $2x + 3 = 7$.", "x = 3", "wrong"),
