@@ -218,7 +218,8 @@ class Channel:
             n_header, n_payload = _LENGTHS.unpack(self._read(_LENGTHS.size))
             header: Frame = json.loads(self._read(n_header))
             return header, self._read(n_payload)
-        except (OSError, ValueError) as exc:
+        except (EOFError, OSError, ValueError) as exc:
+            self._stream.close()  # which holds the socket open, however often that is closed
             raise EOFError("the other end is gone") from exc
 
     def close(self) -> None:
@@ -233,7 +234,7 @@ class Channel:
     def _read(self, n_bytes: int) -> bytearray:
         data = bytearray(n_bytes)
         if self._stream.readinto(data) != n_bytes:
-            raise EOFError("the other end is gone")
+            raise EOFError
         return data
 
 
