@@ -166,7 +166,9 @@ class Worker:
         self._archived.add(name)
         found = self._archive.load(name)
         if isinstance(found, Ignored):
-            print(f"session {name!r} is read again: {found.detail}", file=sys.stderr, flush=True)
+            if found.reason != "missing":  # as of a new one
+                problem = f"session {name!r} is read again: {found.detail}"
+                print(problem, file=sys.stderr, flush=True)
             return ()
         return found
 

@@ -32,8 +32,14 @@ def fail(events: list[Event]) -> Exception:
 
 
 def find_workers(parent: int | None = None) -> list[psutil.Process]:
-    children = psutil.Process(parent).children()
-    return [child for child in children if "localcascade.engine.worker" in str(child.cmdline())]
+    return [child for child in psutil.Process(parent).children() if is_worker(child)]
+
+
+def is_worker(child: psutil.Process) -> bool:
+    try:
+        return "localcascade.engine.worker" in str(child.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def find_new_worker(act: Callable[[], object]) -> psutil.Process:

@@ -317,8 +317,11 @@ def test_a_damaged_or_foreign_state_of_a_session_is_ignored(tmp_path: Path) -> N
     def say(model: Path = path) -> tuple[str, int]:
         with Engine(model, n_threads=1, session_folder=str(folder)) as engine:
             events = list(engine.chat(request))
+            assert engine._worker
+            logs.append(engine._worker.read_log())
         return join(events), end(events).usage.reused_tokens
 
+    logs: list[str] = []
     fresh, known = say(), say()
     (state,) = folder.glob("*.state")
     sound = state.read_bytes()
@@ -328,6 +331,8 @@ def test_a_damaged_or_foreign_state_of_a_session_is_ignored(tmp_path: Path) -> N
     other = write_model(tmp_path / "other.gguf", hybrid=True, n_ctx_train=4096, seed=5)
     assert say(other)[1] == 0
     assert say() == known
+    told = ["is read again" in log for log in logs]
+    assert told == [False, False, True, False, False], "only of what is damaged"
 
 
 @pytest.mark.parametrize(("cache_type", "most"), [("q8_0", 1e-3), ("q4_0", 0.1)])
