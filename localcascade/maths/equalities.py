@@ -35,8 +35,11 @@ _SIDE_ENDS = re.compile(
     re.IGNORECASE,
 )
 """Behind words that name the unit of a side: the exponent of a unit, and what ends a side."""
-_TERMS = r"[\d.,()+*/^×·÷− \t-]*"
-_PLAIN = re.compile(rf"(?<![\w.])[-−]?[\d(]{_TERMS}(?:[ \t]*[=≈]{_TERMS}\d\)?)+(?![\w^!²³°])")
+_RUN = re.compile(r"[\d.,()+*/^×·÷−=≈ \t-]+")
+_START = re.compile(r"(?<![\w.])(?!\d+[.)][ \t])[-−]?[\d(]")
+"""Where arithmetic begins, but for the number of a list's item."""
+_UNFINISHED = " \t.,(+*/^×·÷−=≈-"
+_PART_OF_WORD = re.compile(r"[\w^!²³°]")
 _MARKUP = re.compile(r"^[\s>]*(?:[-*+]\s+)?|(?<!\S)[*_]{1,3}$")
 _GOES_BEFORE = re.compile(
     r"(?:\d:|(?:\s:|[-+−*/×·÷^%√∛∑∏∫]|(?<![^\W\d_])[^\W\d_]|\b(?:of|mod|sin|cos|tan|log|ln|sqrt|"
@@ -82,10 +85,20 @@ def find_equalities(text: str) -> Iterator[Equality]:
             inside = at + max(segment.source.find(segment.latex), 0)
             yield from _drop_parts(_split_chains(segment.latex, inside), text, at, end)
         else:
-            for match in _PLAIN.finditer(text, at, end):
-                chain = _split_chains(match[0], match.start())
-                yield from _drop_parts(chain, text, match.start(), match.end())
+            for start, stop in _find_arithmetic(text, at, end):
+                chain = list(_split_chains(text[start:stop], start))
+                if _PART_OF_WORD.match(text, stop):
+                    chain = chain[:-1]
+                yield from _drop_parts(chain, text, start, stop)
         at = end
+
+
+def _find_arithmetic(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Stretches of numbers and signs that say something is equal, each looked at once."""
+    for run in _RUN.finditer(text, start, stop):
+        first = _START.search(text, run.start(), run.end())
+        if first and ("=" in run[0] or "≈" in run[0]):
+            yield first.start(), run.start() + len(run[0].rstrip(_UNFINISHED))
 
 
 def _drop_parts(chain: Iterable[Equality], text: str, start: int, stop: int) -> list[Equality]:

@@ -10,6 +10,7 @@ import pytest
 
 from localcascade.maths.algebra import Algebra
 from localcascade.maths.check import check_answer, check_steps
+from localcascade.maths.equalities import find_equalities
 from localcascade.maths.expressions import evaluate_exactly, find_symbols, parse_expression
 from localcascade.maths.lexemes import Unreadable
 
@@ -44,6 +45,8 @@ RIGHT = [
     r"$10\,000 = 10^4$",
     "-3 + 5 = 2",
     "- -3 + 5 = 2",
+    "1. 2 + 3 = 5",
+    "12) -2 + 3 = 1",
     "**x = −3 + 5 = 2**",
     r"$\text{area} = 4 \cdot 3 = 12\text{ cm}^2$",
     r"$\text{so } 2 + 3 = 5\text{ apples}$",
@@ -166,6 +169,12 @@ def test_hostile_formulas_end_as_not_checked(home: object, text: str) -> None:
     with Algebra(limit_s=0.5) as algebra:
         assert set(mark(algebra, text)) <= {"not checked"}
         assert mark(algebra, "$2 + 2 = 4$") == ["right"]
+
+
+def test_long_runs_of_numbers_are_looked_at_once() -> None:
+    """Each of these took many minutes while every number began a search of its own."""
+    for text in ("1 + " * 100_000, "1 " * 100_000 + "= x", "(1" * 100_000):
+        assert not list(find_equalities(text))
 
 
 def test_a_slow_question_is_given_up_and_the_next_one_is_answered() -> None:
