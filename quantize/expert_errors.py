@@ -89,8 +89,8 @@ def measure_distortion(
         rows: float32 (n_rows, width), as they were given to the encoder.
         encoded: uint8, the bytes they became, contiguous.
         block_type: Their type.
-        weights: float32 (width,), importance of each column; or (width, width), second moments of
-            the inputs; None counts all the same.
+        weights: float32 (width,), importance of each column; or (width, width), a factor U of the
+            inputs' second moments U UT; None counts all the same.
 
     Returns:
         The distortion of rows 0, 16, 32, ...
@@ -107,7 +107,7 @@ def _weigh_squares(values: F32Array, weights: F32Array | None) -> float:
     """Sum the squares of (n_rows, width) values, each times the weight of its column, or those
     of their results on inputs of such second moments."""
     if weights is not None and weights.ndim == 2:
-        return float(np.add.reduce(np.multiply(values @ weights, values), axis=None, dtype=float))
+        return float(np.add.reduce(np.square(values @ weights), axis=None, dtype=float))
     columns = np.add.reduce(np.square(values), axis=0, dtype=np.float64)
     if weights is not None:
         columns *= weights

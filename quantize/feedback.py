@@ -47,11 +47,9 @@ class Feedback:
 
     importance: F32Array
     """Weight of each column's squared error once later columns have made up for it, [width]."""
-    moments: F32Array
-    """What the squared error of a result is by, [width, width]: the inputs' second moments, of
-    few samples drawn towards independent inputs."""
     factor: F32Array
-    """Their upper triangular factor U, [width, width]: the moments are U UT."""
+    """Upper triangular, [width, width]: errors e cost the square of e U. U UT are the second
+    moments of the inputs, of few samples drawn towards independent ones."""
     shares: F32Array
     """How a block is changed for each error in a column before it, [width, width]."""
 
@@ -82,8 +80,9 @@ def plan_feedback(
     blended = _blend(moments, n_samples, importance)
     # The lower factor of the moments taken backwards, taken backwards.
     factor = np.linalg.cholesky(blended[::-1, ::-1])[::-1, ::-1]
+    del blended  # 63 MB at the widest rows of the 30 B model
     left_over, shares = _share(factor, block)
-    return Feedback(*(a.astype(np.float32, "C") for a in (left_over, blended, factor, shares)))
+    return Feedback(*(a.astype(np.float32, "C") for a in (left_over, factor, shares)))
 
 
 def _share(factor: Array, span: int) -> tuple[Array, Array]:
@@ -104,8 +103,8 @@ def _blend(moments: F64Array, n_samples: int, importance: F32Array) -> F64Array:
     magnitudes = np.sqrt(moments.diagonal())
     scale = np.zeros_like(magnitudes)  # an input that never fired goes with no other
     np.divide(np.sqrt(importance), magnitudes, out=scale, where=magnitudes > 0)
-    blended: F64Array = moments * np.outer(scale, scale)
-    blended *= n_samples / (n_samples + len(importance))
+    blended: F64Array = moments * scale
+    blended *= scale[:, None] * (n_samples / (n_samples + len(importance)))
     np.fill_diagonal(blended, importance + RIDGE * importance.mean(dtype=np.float64))
     return blended
 

@@ -87,9 +87,10 @@ def pack_triangle(matrix: F32Array) -> F32Array:
 def unpack_triangle(packed: F32Array) -> F64Array:
     """Undo pack_triangle, in float64."""
     width = _find_width(packed.size)
-    matrix = np.zeros((width, width))
-    matrix[np.tri(width, dtype=np.bool_)] = packed
-    return matrix + np.tril(matrix, -1).T
+    matrix, lower = np.empty((width, width)), np.tri(width, dtype=np.bool_)
+    matrix[lower] = packed
+    matrix.T[lower] = packed
+    return matrix
 
 
 def _find_width(n_packed: int) -> int:

@@ -66,8 +66,8 @@ def test_second_moments_weigh_the_errors_of_results() -> None:
     rows = rng.standard_normal((32, 64), dtype=np.float32)
     inputs = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 64))
     encoded, block_type = encode(rows, "q4_0", None), type_named("q4_0")
-    moments = (inputs.T @ inputs).astype(np.float32)
-    found = measure_distortion(rows, encoded, block_type, moments)
+    factor = np.linalg.qr(inputs, "r").T.astype(np.float32)
+    found = measure_distortion(rows, encoded, block_type, factor)
     decoded = dequantize(encoded.reshape(32, -1), gguf.GGMLQuantizationType.Q4_0)
     results = inputs @ (decoded - rows)[::16].T
     assert found.error == pytest.approx(np.square(results).sum(), rel=1e-4)
@@ -75,7 +75,7 @@ def test_second_moments_weigh_the_errors_of_results() -> None:
     squares = np.square(rng.standard_normal(64, dtype=np.float32))
     plain, diagonal = (
         measure_distortion(rows, encoded, block_type, weights)
-        for weights in (squares, np.diag(squares))
+        for weights in (squares, np.diag(np.sqrt(squares)))
     )
     assert diagonal.relative == pytest.approx(plain.relative, rel=1e-5)
 

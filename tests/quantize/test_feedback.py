@@ -130,7 +130,8 @@ def test_codes_of_columns_are_the_textbook_s() -> None:
     feedback = plan_feedback(moments, MANY, importance, type_named(kind))
     encode_rows(weights, type_named(kind), room, feedback.importance)
     steps = room.reshape(16, 18)[:, :2].copy().view(np.float16).astype(np.float64)[:, 0]
-    upper = np.linalg.cholesky(np.linalg.inv(feedback.moments.astype(np.float64))).T
+    factor = feedback.factor.astype(np.float64)
+    upper = np.linalg.cholesky(np.linalg.inv(factor @ factor.T)).T
     left, expected = weights.astype(np.float64), np.empty((16, width))
     for j in range(width):
         expected[:, j] = np.clip(np.rint(left[:, j] / steps) + 8, 0, 15)
