@@ -38,6 +38,8 @@ IM_START, IM_END, THINK, END_THINK, TOOL_CALL, END_TOOL_CALL = range(
 )
 CALL = 256 + WORDS.index(CALL_TEXT)
 N_VOCAB = FIRST_SPECIAL + len(SPECIAL)
+NEVER_SPECIAL = dict.fromkeys(range(FIRST_SPECIAL, N_VOCAB), -1000.0)
+"""A bias by which a model says nothing special, so that its thinking has no end of its own."""
 
 TEMPLATE = (
     "{%- for message in messages -%}"

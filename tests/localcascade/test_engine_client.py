@@ -30,6 +30,7 @@ from tests.localcascade.bare import BareModel
 from tests.localcascade.models import (
     END_THINK,
     IM_END,
+    NEVER_SPECIAL,
     SPECIAL,
     THINK,
     write_model,
@@ -274,7 +275,8 @@ def test_several_answers_come_with_their_index_and_an_end_each(engine: Engine) -
 
 
 def test_answer_now_reaches_the_worker(path: Path) -> None:
-    request = replace(ask("Think.", None, temperature=1), thinking=True)
+    sampling = Sampling(temperature=1, logit_bias=NEVER_SPECIAL)
+    request = replace(ask("Think."), thinking=True, sampling=sampling)
     with Engine(path, n_threads=1, n_ctx=1 << 16) as engine:
         chat, thinking = engine.chat(request), ""
         for event in chat:  # it would think for ever, and never the same

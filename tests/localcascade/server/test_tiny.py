@@ -28,7 +28,7 @@ from localcascade.prompt.events import (
 )
 from quantize.convert import quantize_checkpoint
 from tests.localcascade.asking import ask, find_new_worker
-from tests.localcascade.models import write_model
+from tests.localcascade.models import NEVER_SPECIAL, write_model
 from tests.localcascade.server.serving import Served, serve
 from tests.quantize.models import TINY
 
@@ -322,7 +322,7 @@ def test_hanging_up_makes_room_for_the_next(endless: Served) -> None:
 def test_thinking_can_be_ended_from_afar(endless: Served, budget: ThinkingBudget | None) -> None:
     request = ChatRequest(
         ({"role": "user", "content": "hi"},),
-        sampling=Sampling(temperature=1),
+        sampling=Sampling(temperature=1, logit_bias=NEVER_SPECIAL),
         thinking_budget=budget,
     )
     with (
