@@ -18,7 +18,7 @@ MAX_ANSWER_CHARACTERS = 1000
 MAX_DEPTH = 8
 """How deep the lists in a list are read."""
 
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BRACE = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
 _LABEL = re.compile(
     r"(?:answer|correct\s+(?:option|choice))(?:\s+is)?\s*(?:\*\*|__)?\s*[:=]?\s*(?:\*\*|__)?[ \t]*"
     r"(?P<rest>[^\n]+)",
@@ -138,15 +138,18 @@ def _match_lists(
 
 
 def _find_boxed(text: str) -> str:
-    for match in reversed(list(_BOXED.finditer(text))):
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            step = text[at]
-            at += 2 if step == "\\" else 1
-            depth += (step == "{") - (step == "}")
-        if not depth:
-            return text[match.end() : at - 1]
-    return ""
+    """What is in the last box that is closed; each brace is looked at once."""
+    opened: list[tuple[int, bool]] = []
+    start, stop = 0, 0
+    for match in _BRACE.finditer(text):
+        is_box = "boxed" in match[0]
+        if is_box or match[0] == "{":
+            opened.append((match.end(), is_box))
+        elif match[0] == "}" and opened:
+            begin, was_box = opened.pop()
+            if was_box and begin > start:
+                start, stop = begin, match.start()
+    return text[start:stop]
 
 
 def _find_labelled(text: str) -> str:

@@ -95,6 +95,7 @@ def test_an_answer_of_a_student_is_compared(
         ("The correct option is **C**.", "C"),
         (r"So \boxed{3}, no: \boxed{\frac{1}{2}} it is.", r"\frac{1}{2}"),
         (r"\boxed{a\}b}", r"a\}b"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         ("x is 3.\n\n**Answer:** 90.75 euros", "90.75 euros"),
         ("The final answer is 42.", "42"),
         ("The answer is $x^2$.", "$x^2$"),
@@ -113,6 +114,11 @@ def test_the_answer_is_found(text: str, found: str) -> None:
 
 def test_a_list_that_nests_deep_is_a_text() -> None:
     assert normalize_answer("(1, " * 240 + "2" + ")" * 240).kind == "text"
+
+
+def test_boxes_that_a_model_opens_without_end_are_looked_at_once() -> None:
+    """It took minutes while each of them began a search for its own end."""
+    assert extract_answer(r"\boxed{3} " + r"\boxed{" * 100_000) == "3"
 
 
 def count(*texts: str) -> Ballot:
