@@ -3,12 +3,13 @@
     python bench/geometry.py [--pattern "MEM*E"] [--experts 128] [--types q8_0,iq2_s,iq3_s]
 
 Writes a checkpoint of random BF16 weights with the model's exact tensor names and shapes into a
-temporary folder (128 experts of 1856 x 2688, 131072 tokens; 5 layers take 7 GiB), and an importance
-matrix for it. Then plans, converts with a mixed recipe, in a process of its own, and loads the
-file in the engine, which answers with a few tokens. The recipe: residual stream padded to 2816;
-experts of the last MoE layer trimmed to 1792 and encoded as the second and third type say, up and
-down; those of the other MoE layers as wide as they were, q2_0; everything else the first type.
-Prints seconds, bytes and peak resident memory; writes bench/results/geometry.csv.
+temporary folder (128 experts of 1856 x 2688, 131072 tokens; 5 layers take 7 GiB), an importance
+matrix for it, and second moments of what each expert of the last MoE layer reads. Then plans,
+converts with a mixed recipe, in a process of its own, and loads the file in the engine, which
+answers with a few tokens. The recipe: residual stream padded to 2816; experts of the last MoE layer
+trimmed to 1792 and encoded as the second and third type say, up and down, with feedback; those of
+the other MoE layers as wide as they were, q2_0; everything else the first type. Prints seconds,
+bytes and peak resident memory; writes bench/results/geometry.csv.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -35,10 +36,11 @@ from convert import CONFIG, ROOT, TINY, write_checkpoint
 from localcascade.engine.client import Engine
 from localcascade.prompt.events import ChatRequest, Done, Sampling
 from quantize.choices import Choices
-from quantize.convert import choose_uniformly, quantize_checkpoint
+from quantize.convert import Result, choose_uniformly, quantize_checkpoint
 from quantize.families import ModelSpec, describe_model
-from quantize.ggml import type_named
+from quantize.ggml import F32Array, type_named
 from quantize.importance import Importance, Moments, write_importance
+from quantize.moments import Stack, pack_triangle, read_moments, write_moments
 from quantize.safetensors import open_checkpoint
 
 T = TypeVar("T")
@@ -112,6 +114,42 @@ def make_importance(path: Path, model: ModelSpec) -> None:
     write_importance(path, Importance(moments, n_chunks=1, chunk_tokens=512))
 
 
+def make_moments(path: Path, model: ModelSpec) -> None:
+    """Write second moments of what the experts of the last MoE layer read, of 64 samples each."""
+    rng = np.random.Generator(np.random.PCG64(2))
+    names = [tensor.name for tensor in model.tensors if "_exps" in tensor.name]
+    layer = max(names, key=lambda name: int(name.split(".")[1])).partition(".ffn")[0]
+    stacks = [
+        Stack(
+            tensor.name,
+            len(tensor.sources) if "down" in tensor.name else 1,
+            tensor.source_shape[-1],
+        )
+        for tensor in model.tensors
+        if tensor.name in names and tensor.name.startswith(f"{layer}.")
+    ]
+
+    def draw(stack: Stack) -> Iterator[tuple[F32Array, int]]:
+        for _ in range(stack.n_matrices):
+            inputs = rng.standard_normal((64, stack.width), np.float32)
+            yield pack_triangle(inputs.T @ inputs), len(inputs)
+
+    with write_moments(path, stacks, ["drawn"], "drawn") as part:
+        for stack in stacks:
+            part.write(stack, draw(stack))
+
+
+def convert(
+    folder: Path, output: Path, choices: Choices, importance: Path, moments: Path, n_threads: int
+) -> Result:
+    """Convert with all that a calibration gives."""
+    with read_moments(moments) as opened:
+        return quantize_checkpoint(
+            folder, output, choices=choices, importance=importance, moments=opened,
+            n_threads=n_threads,
+        )  # fmt: skip
+
+
 def run_alone(call: Callable[..., T], *arguments: object, **options: object) -> T:
     """Call in a process of its own, so that its peak memory is its own.
 
@@ -151,11 +189,11 @@ def answer(path: Path, n_tokens: int = 8) -> tuple[float, float]:
     return loaded - started, time.monotonic() - loaded
 
 
-def measure(pattern: str, n_experts: int, types: list[str]) -> dict[str, Any]:
+def measure(pattern: str, n_experts: int, types: list[str], n_threads: int) -> dict[str, Any]:
     """Take one model through the house."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, output = Path(temporary) / "model", Path(temporary) / "model.gguf"
-        importance = Path(temporary) / "imatrix.gguf"
+        importance, moments = (Path(temporary) / f"{what}.gguf" for what in ("imatrix", "moments"))
         config = GEOMETRY | {"hybrid_override_pattern": pattern, "n_routed_experts": n_experts}
         run_alone(write_checkpoint, folder, config)
         fill_vocabulary(folder)
@@ -164,13 +202,14 @@ def measure(pattern: str, n_experts: int, types: list[str]) -> dict[str, Any]:
         choices, model = choose(folder, types)
         plan_s = time.monotonic() - started
         make_importance(importance, model)
-        result = run_alone(
-            quantize_checkpoint, folder, output, choices=choices, importance=importance
-        )
+        make_moments(moments, model)
+        result = run_alone(convert, folder, output, choices, importance, moments, n_threads)
+        moments_bytes = moments.stat().st_size
         load_s, answer_s = answer(output)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "pattern": pattern,
-        "experts": n_experts, "types": " ".join(types), "source_bytes": source_bytes,
+        "experts": n_experts, "types": " ".join(types), "threads": n_threads,
+        "source_bytes": source_bytes, "moments_bytes": moments_bytes,
         "file_bytes": result.file_bytes, "plan_s": f"{plan_s:.2f}",
         "convert_s": f"{result.elapsed_s:.1f}", "peak_rss_mib": result.peak_rss_bytes >> 20,
         "load_s": f"{load_s:.2f}", "answer_s": f"{answer_s:.2f}",
@@ -185,8 +224,9 @@ def main() -> None:
     parser.add_argument("--pattern", default="MEM*E")
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--types", default="q8_0,iq2_s,iq3_s")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    row = measure(options.pattern, options.experts, options.types.split(","))
+    row = measure(options.pattern, options.experts, options.types.split(","), options.threads)
     for key, value in row.items():
         print(f"{key:<14} {value}")
     with (ROOT / "bench" / "results" / "geometry.csv").open("w", newline="") as file:

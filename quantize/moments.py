@@ -127,8 +127,9 @@ class Moments(Closing):
         count = self.count(tensor_name, expert)
         if count == 0:
             return None
-        packed = self._read(tensor_name + OUTER)[self._find(tensor_name, expert)]
-        matrix = unpack_triangle(packed) / count
+        stored = self._file.copy_row(tensor_name + OUTER, self._find(tensor_name, expert))
+        matrix = unpack_triangle(stored.view("<f4"))
+        matrix /= count
         if not np.isfinite(matrix).all() or (matrix.diagonal() < 0).any():
             problem = f"tensor {tensor_name}{OUTER} of expert {expert} holds no second moments"
             raise GGUFError(self.path, problem, hint=_HINT)

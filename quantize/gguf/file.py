@@ -122,6 +122,29 @@ class GGUFFile(Closing):
         flat = np.frombuffer(self._data, np.uint8, tensor.n_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], tensor.n_bytes // prod(tensor.shape[:-1]))
 
+    def copy_row(self, name: str, index: int) -> npt.NDArray[np.uint8]:
+        """Copy one row's stored bytes, and let go of the pages they lie on.
+
+        Of a file that is read row by row, all of it would count as resident memory otherwise.
+
+        Args:
+            name: Of a tensor of two dimensions.
+            index: The row.
+
+        Returns:
+            uint8 (bytes per row,).
+
+        Raises:
+            KeyError: There is no tensor of that name.
+            IndexError: It has no such row.
+        """
+        row: npt.NDArray[np.uint8] = self.read(name)[index].copy()
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            start = self.tensors[name].offset + index * row.nbytes
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, first, start + row.nbytes - first)
+        return row
+
     def read_header(self, start: int, end: int) -> bytes:
         """Give the bytes from `start` up to `end`, copied; both lie before `data_offset`."""
         return bytes(self._data[start:end])

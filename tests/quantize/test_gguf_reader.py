@@ -153,6 +153,20 @@ def test_a_view_outlives_its_file(path: Path) -> None:
     assert rows.view(np.float32).tolist() == list(range(7))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
+def test_rows_are_copied_and_do_not_stay_in_memory(tmp_path: Path) -> None:
+    path, stored = tmp_path / "m.gguf", np.random.default_rng(0).random((16, 1 << 18), np.float32)
+    write_with_gguf(path, [], {"rows": (stored, None)})
+    with open_gguf(path) as file:
+        for index, row in enumerate(stored):
+            np.testing.assert_array_equal(file.copy_row("rows", index).view(np.float32), row)
+        mapped = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+        resident = next(line for line in mapped.splitlines() if line.startswith("Rss:"))
+        assert int(resident.split()[1]) < 1024  # kB, of 16 MiB
+        with pytest.raises(IndexError):
+            file.copy_row("rows", 16)
+
+
 def test_version_2_and_another_alignment_are_read(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "test")
