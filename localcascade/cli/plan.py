@@ -78,13 +78,12 @@ def plan(
     """
     from localcascade import fit
     from localcascade.cli.memory_bars import print_plan
-    from localcascade.engine.wire import CHAT_OUTPUTS
 
     if kv not in fit.KV_TYPES:
         raise console.UsageError(f"--kv {kv}: there are {', '.join(fit.KV_TYPES)}")
     machine = find_machine(vram, ram)
     shape, note = find_shape(model, type_name, machine)
-    wishes = fit.Wishes(ctx, kv, parallel, cpu_experts, gpu_layers, n_outputs=CHAT_OUTPUTS)
+    wishes = fit.Wishes(ctx, kv, parallel, cpu_experts, gpu_layers)
     try:
         planned = fit.plan(shape, machine, wishes)
     except ValueError as error:

@@ -40,10 +40,6 @@ CACHE_TYPES = ("f16", "q8_0", "q4_0")
 LOOKUP_MODES = ("auto", "on", "off")
 """Whether greedy answers are run ahead of: where it is faster, always, never."""
 
-CHAT_OUTPUTS = 64
-"""Enough of LoadOptions.n_outputs for chats, which need the logits of one token each, and of a
-few drafted ones."""
-
 _MOST = {"n_parallel": MAX_PARALLEL, "checkpoint_bytes": 2**48}
 _LENGTHS = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)  # a dead peer is an error, never a signal

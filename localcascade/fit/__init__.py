@@ -1,6 +1,7 @@
 """The memory plan: what a model takes, what of it goes where, what would fit. Pure arithmetic."""
 
 from localcascade.fit.memory import (
+    CHAT_OUTPUTS,
     KV_TYPES,
     ContextMemory,
     ContextOptions,
@@ -26,6 +27,7 @@ from localcascade.fit.shape import (
 )
 
 __all__ = [
+    "CHAT_OUTPUTS",
     "CHECKPOINT_BUDGETS_BYTES",
     "DEFAULT_N_CTX",
     "KV_TYPES",

@@ -20,6 +20,9 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 """From the dearest to the cheapest."""
 N_BATCH = 512
+CHAT_OUTPUTS = 64
+"""Tokens of a batch whose logits a chat may need: of each sequence one, and a few drafted ones.
+One takes 0.5 MiB where there are 131,072 tokens."""
 MARGIN_BYTES = 256 << 20
 """Of main memory that stays free, for the program itself and what the system does beside it."""
 DEVICE_MARGIN_BYTES = 512 << 20
@@ -164,7 +167,9 @@ def non_weight_bytes(shape: ModelShape, n_ctx: int, kv_type: str, parallel: int)
     Raises:
         ValueError: As measure_context.
     """
-    memory = measure_context(shape, ContextOptions(n_ctx, kv_type, parallel))
+    memory = measure_context(
+        shape, ContextOptions(n_ctx, kv_type, parallel, n_outputs=CHAT_OUTPUTS)
+    )
     return memory.total_bytes + DEVICE_MARGIN_BYTES
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localcascade.errors import OutOfBudget
-from localcascade.fit.memory import N_BATCH, ContextOptions
+from localcascade.fit.memory import CHAT_OUTPUTS, N_BATCH, ContextOptions
 from localcascade.fit.placement import Device, DeviceUse, Placement
 
 CHECKPOINT_BUDGETS_BYTES = (1 << 30, 256 << 20, 0)
@@ -28,7 +28,7 @@ class Wishes:
     n_gpu_layers: int | None = None
     """Layers on GPUs, counted from the last, the output being one."""
     n_ubatch: int = N_BATCH
-    n_outputs: int = 0
+    n_outputs: int = CHAT_OUTPUTS
     """As in ContextOptions."""
     flash_attention: bool = True
     unified: bool = True

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from localcascade.fit import ContextOptions, measure_context, non_weight_bytes, read_file_shape
+from localcascade.fit import (
+    CHAT_OUTPUTS,
+    ContextOptions,
+    measure_context,
+    non_weight_bytes,
+    read_file_shape,
+)
 from localcascade.fit.shape import make_config_shape
 from quantize.gguf import open_gguf
 from tests.localcascade import reserved
@@ -67,7 +73,7 @@ def test_the_figures_of_the_30_b_model_are_the_known_ones() -> None:
 
 def test_non_weight_bytes_is_the_context_and_a_margin() -> None:
     shape = make_config_shape(Path("config.json"), GEOMETRIES["cascade-2"], 4.0)
-    memory = measure_context(shape, ContextOptions(32768, "q8_0", 2))
+    memory = measure_context(shape, ContextOptions(32768, "q8_0", 2, n_outputs=CHAT_OUTPUTS))
     margin = non_weight_bytes(shape, 32768, "q8_0", 2) - memory.total_bytes
     assert margin == 512 * MIB
 

@@ -11,6 +11,7 @@ import pytest
 
 from localcascade.errors import ModelFileError, OutOfBudget
 from localcascade.fit import (
+    CHAT_OUTPUTS,
     ContextOptions,
     Device,
     Machine,
@@ -104,7 +105,7 @@ def test_nothing_is_lost_between_devices() -> None:
 
 def test_without_a_card_it_is_the_context_on_one_device(cascade_2: ModelShape) -> None:
     planned = plan(cascade_2, make_machine(), Wishes(65536, "q8_0", 3))
-    memory = measure_context(cascade_2, ContextOptions(65536, "q8_0", 3))
+    memory = measure_context(cascade_2, ContextOptions(65536, "q8_0", 3, n_outputs=CHAT_OUTPUTS))
     (host,) = planned.uses
     assert host.compute_bytes == memory.compute_bytes + memory.output_bytes
     assert host.used_bytes == memory.total_bytes + cascade_2.weights_bytes + (1 << 30)
