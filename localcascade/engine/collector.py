@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,6 @@ from localcascade.engine import _llama
 from localcascade.errors import ModelFileError
 from quantize.importance import COUNTS, SUMS, name_mass
 from quantize.moments import pack_triangle
-
-if TYPE_CHECKING:
-    from localcascade.engine.session import Session
 
 F32Array = npt.NDArray[np.float32]
 
@@ -52,26 +49,14 @@ class Collector:
         self._listener: Listener = self._squares
         self.tap = _llama.Tap(lambda name: self._listener.wants(name), self._take)
 
-    def collect(self, session: Session, tokens: list[int]) -> Iterator[int]:
-        """Run a model over tokens from an empty context, and let the listener hear it.
-
-        Args:
-            session: Of the model whose context this collector's tap is on.
-            tokens: Token ids, at least one.
-
-        Yields:
-            How many tokens are done, after each micro-batch.
+    def check(self) -> None:
+        """Ask after each micro-batch whether all that was heard could be used.
 
         Raises:
-            ContextFull: They do not fit the context.
-            ValueError: There are none, or one is not in the vocabulary.
             ModelFileError: An input is NaN or infinite.
-            NativeError: Decoding failed.
         """
-        for n_done in session.run(tokens):
-            if self.tap.failure is not None:
-                raise self.tap.failure
-            yield n_done
+        if self.tap.failure is not None:
+            raise self.tap.failure
 
     def watch(self, matrices: Sequence[str]) -> None:
         """Sum up the outer products of the inputs of these from now on, and nothing else.

@@ -61,7 +61,8 @@ class Jobs:
         self._channel.reply(frame, "result", elapsed_s=elapsed_s, peak_bytes=read_peak_bytes())
 
     def _collect(self, frame: Frame, session: Session) -> None:
-        for n_done in self._collector.collect(session, frame["tokens"]):
+        for n_done in session.run(frame["tokens"]):
+            self._collector.check()
             self._channel.reply(frame, "progress", n_tokens=n_done)
         self._channel.reply(frame, "result")
 
