@@ -25,9 +25,9 @@ MAX_TOKENS = 512
 NEXT = f"""
 Try next:
   localcascade run {MODEL} "What is 805 - 267?"    another question
-  localcascade run {MODEL} "Hello!" --no-think      an answer without thinking
-  localcascade inspect {MODEL}                      what the file is made of
-  localcascade models                             the large models"""
+  localcascade run {MODEL} "Hello!" --no-think     an answer without thinking
+  localcascade inspect {MODEL}                     what the file is made of
+  localcascade models                           the large models"""
 
 
 def demo() -> None:
