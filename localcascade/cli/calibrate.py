@@ -104,6 +104,8 @@ def calibrate(
     wanted = [place for place in (output, moments, probe) if place]
     if not wanted:
         raise typer.BadParameter("name a file to make: --output, --moments or --probe")
+    if moments is None and (expert_moments or layers is not None):
+        raise typer.BadParameter("--layers and --expert-moments go with --moments")
     for place in wanted:
         _check_place(place)
     if output or moments:

@@ -62,6 +62,8 @@ def test_the_report_tells_the_truth(
         (["MODEL", "-o", "OUT", "--text", "CHATS"], 1, 'line 2: holds no "messages"'),
         (["MODEL", "-o", "OUT", "--text", "EMPTY"], 1, "empty.txt: holds no text"),
         (["MODEL", "--text", "TEXT"], 2, "--output"),
+        (["MODEL", "-o", "OUT", "--expert-moments"], 2, "go with --moments"),
+        (["MODEL", "-o", "OUT", "--layers", "1"], 2, "go with --moments"),
         (["MODEL", "--moments", "OUT", "--layers", "7-9"], 1, "layers are 0 to 4"),
         (["MODEL", "--moments", "NOWHERE"], 1, "cannot be created"),
         (["MODEL", "-o", "OUT", "--ctx", "3"], 2, "--ctx"),
