@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.localcascade.idleness import LIMIT_S, wait_for_idle
 
 
 def pytest_configure() -> None:
@@ -21,6 +25,26 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCALCASCADE_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "")  # so that there is something to restore
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def idle_at_any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Textual's pilot wait for idleness itself, where there is one."""
+    if "textual" in sys.modules:
+        for module in ("textual.app", "textual.pilot"):
+            monkeypatch.setattr(f"{module}.wait_for_idle", wait_for_idle)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def algebra_at_any_speed() -> Iterator[None]:
+    """Let SymPy take its time on a busy machine, where a test does not say how much."""
+    from localcascade.maths import algebra, check
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algebra, "START_LIMIT_S", LIMIT_S)
+        patch.setattr(algebra.Algebra.__init__, "__defaults__", (LIMIT_S,))
+        patch.setattr(check.check_steps, "__defaults__", ("", LIMIT_S))
+        yield
 
 
 @pytest.fixture

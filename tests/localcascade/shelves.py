@@ -16,6 +16,7 @@ from textual.widgets import Input, OptionList
 from localcascade.errors import CascadeError
 from localcascade.tui.shelf import Cancelled, Look, Offer, Share, Transfer
 from localcascade.tui.themes import register_themes
+from tests.localcascade.idleness import LIMIT_S
 
 GIB = 1 << 30
 LICENCE = ("NVIDIA Open Model License", "https://example.org/licence")
@@ -110,10 +111,29 @@ class Stage(App[None]):
 
 async def wait_until(pilot: Pilot[Any], is_so: Callable[[], object]) -> None:
     """Wait for what a thread is to bring about."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         while not is_so():
             await pilot.pause(0.01)
     await pilot.pause()
+
+
+async def settle(pilot: Pilot[Any]) -> None:
+    """Wait until all has been done that does not wait for the test."""
+    for _ in range(3):  # what a refresh was waited with comes after it
+        await pilot.pause()
+
+
+async def wait_for_commands(pilot: Pilot[Any]) -> None:
+    """Wait until the palette has found all that it will."""
+    palette = pilot.app.screen
+
+    def has_found() -> bool:
+        searches = [worker for worker in pilot.app.workers if worker.node is palette]
+        return all(search.is_finished for search in searches) and bool(
+            palette.query_one(OptionList).option_count
+        )
+
+    await wait_until(pilot, has_found)
 
 
 async def wait_for_rows(pilot: Pilot[Any]) -> None:

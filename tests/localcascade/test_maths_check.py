@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -13,6 +12,7 @@ from localcascade.maths.check import check_answer, check_steps
 from localcascade.maths.equalities import find_equalities
 from localcascade.maths.expressions import evaluate_exactly, find_symbols, parse_expression
 from localcascade.maths.lexemes import Unreadable
+from tests.localcascade.idleness import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +182,8 @@ def test_a_slow_question_is_given_up_and_the_next_one_is_answered() -> None:
     with Algebra() as algebra:
         algebra.compare(parse_expression("x"), parse_expression("y"))
         algebra._limit_s = 0.3
-        began_s = time.monotonic()
-        assert algebra.compare(slow, parse_expression("1")) is None
-        assert time.monotonic() - began_s < 20
-        algebra._limit_s = 10
+        assert algebra.compare(slow, parse_expression("1")) is None  # and not in many years
+        algebra._limit_s = LIMIT_S
         assert algebra.compare(parse_expression("x + x"), parse_expression("2x")) is True
 
 

@@ -15,6 +15,7 @@ from localcascade.chat.attachments import Attachment, CountTokens
 from localcascade.errors import EngineDied
 from localcascade.tui.themes import register_themes
 from localcascade.tui.widgets.attach import AttachPicker, describe_attachment
+from tests.localcascade.idleness import LIMIT_S
 from tests.localcascade.shelves import wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -160,7 +161,7 @@ async def test_keys_are_taken_while_tokens_are_counted(folder: Path) -> None:
     app, may_count = Desk(), threading.Event()
 
     def count_slowly(text: str) -> int:
-        may_count.wait(20)
+        may_count.wait(LIMIT_S)
         return 7
 
     async with app.run_test() as pilot:

@@ -26,7 +26,7 @@ from localcascade.tui.widgets.gauge import Gauge, Readings, list_figures
 from localcascade.tui.widgets.panel import Panel
 from localcascade.tui.widgets.transcript import Transcript
 from tests.localcascade.scripted_engine import ScriptedEngine, end, open_chat, think_and_say
-from tests.localcascade.shelves import wait_until
+from tests.localcascade.shelves import settle, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -53,12 +53,6 @@ async def say(pilot: Pilot[None], text: str) -> None:
     pilot.app.screen.query_one(Composer).insert(text)
     await pilot.press("enter")
     await settle(pilot)
-
-
-async def settle(pilot: Pilot[None]) -> None:
-    """Wait until messages and workers have nothing left to do that does not wait for us."""
-    for _ in range(4):
-        await pilot.pause(0.01)
 
 
 def chat_with(*scripts: list, **options: object) -> tuple[ChatApp, ScriptedEngine]:  # type: ignore[type-arg]

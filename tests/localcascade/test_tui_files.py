@@ -83,7 +83,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert (taken.path, taken.text, taken.n_bytes) == ("a/b.txt", "a/b.txt", 7)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

@@ -14,6 +14,7 @@ from localcascade.errors import DownloadError
 from localcascade.tui.screens.fetch import FetchScreen, limit_rate
 from localcascade.tui.screens.first_run import FirstRunScreen
 from localcascade.tui.shelf import Look, Transfer
+from tests.localcascade.idleness import LIMIT_S
 from tests.localcascade.shelves import (
     GIB,
     LARGE,
@@ -85,7 +86,7 @@ async def test_a_key_counts_that_is_pressed_before_the_machine_has_answered() ->
     may_answer, look = threading.Event(), shelf.look
 
     def look_late() -> Look:
-        may_answer.wait(20)
+        may_answer.wait(LIMIT_S)
         return look()
 
     shelf.look = look_late  # type: ignore[method-assign]
@@ -183,10 +184,19 @@ def test_the_first_screen_looks_as_it_did(
 def test_fetching_looks_as_it_did(
     snap_compare: Callable[..., bool], size: tuple[int, int], theme: str
 ) -> None:
-    app = Stage(FetchScreen(FakeShelf(steps=[STEP], hangs=True), LARGE), theme)
+    shelf, may_fetch = FakeShelf(steps=[STEP], hangs=True), threading.Event()
+    fetch = shelf.fetch
+
+    def fetch_late(*arguments: Any) -> str:
+        may_fetch.wait(LIMIT_S)
+        return fetch(*arguments)
+
+    shelf.fetch = fetch_late  # type: ignore[method-assign]
+    app = Stage(FetchScreen(shelf, LARGE), theme)
 
     async def begin(pilot: Pilot[None]) -> None:
         await pilot.press("enter")
+        may_fetch.set()  # a bar that has no width yet rounds its share otherwise
         await wait_until(pilot, lambda: "left" in read(app, "#fetch-state"))
 
     assert snap_compare(app, terminal_size=size, run_before=begin)

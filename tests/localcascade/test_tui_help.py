@@ -18,7 +18,7 @@ from localcascade.tui.actions import apply_keys, collect_ids, group_actions, lis
 from localcascade.tui.screens.help import HelpScreen, draw_help
 from localcascade.tui.screens.palette import ActionProvider
 from localcascade.tui.themes import register_themes
-from tests.localcascade.shelves import name_size
+from tests.localcascade.shelves import name_size, wait_for_commands, wait_until
 
 
 class Talk(Screen[None]):
@@ -117,10 +117,9 @@ async def test_the_palette_finds_and_runs_an_action() -> None:
         await pilot.pause()
         assert isinstance(app.screen, CommandPalette)
         await pilot.press(*"answer")
-        await app.workers.wait_for_complete()
-        await pilot.pause(0.1)
+        await wait_for_commands(pilot)
         await pilot.press("down", "enter")
-        await pilot.pause(0.1)
+        await wait_until(pilot, lambda: app.done)
         assert app.done == ["answer"]
 
 

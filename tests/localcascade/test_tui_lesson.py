@@ -25,12 +25,14 @@ from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.finder import Finder
 from localcascade.tui.widgets.gauge import Gauge
 from localcascade.tui.widgets.transcript import Transcript
+from tests.localcascade.idleness import LIMIT_S
 from tests.localcascade.scripted_engine import (
     ScriptedEngine,
     ScriptedSource,
     end,
     think_and_say,
 )
+from tests.localcascade.shelves import settle, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -54,18 +56,10 @@ def open_lesson(
     return ChatApp(ScriptedSource(engine), opening, preferences, topic=topic), engine
 
 
-async def settle(pilot: Pilot[None]) -> None:
-    for _ in range(4):
-        await pilot.pause(0.01)
-
-
 async def wait_for(pilot: Pilot[None], text: str) -> str:
     """Wait until the conversation shows a text, which a thread may take a while to find."""
-    for _ in range(300):
-        if text in (screen := read_screen(pilot.app)):
-            return screen
-        await pilot.pause(0.02)
-    raise AssertionError(f"{text!r} is not in\n{read_screen(pilot.app)}")
+    await wait_until(pilot, lambda: text in read_screen(pilot.app))
+    return read_screen(pilot.app)
 
 
 async def say(pilot: Pilot[None], text: str) -> None:
@@ -272,14 +266,14 @@ async def test_checking_does_not_hold_up_the_keyboard(monkeypatch: pytest.Monkey
 
     def check_late(*args: object) -> object:
         begun.set()
-        gate.wait(20)
+        gate.wait(LIMIT_S)
         return check(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checker, "check_task", check_late)
     app, _ = open_lesson(think_and_say("", STEPS), tutored=False, checks=True)
     async with app.run_test(size=(80, 30)) as pilot:
         await say(pilot, "Go")
-        assert await asyncio.to_thread(begun.wait, 20)
+        assert await asyncio.to_thread(begun.wait, LIMIT_S)
         await pilot.press("a", "b")
         assert app.screen.query_one(Composer).text == "ab"
         assert "wrong" not in read_screen(app)

@@ -23,7 +23,7 @@ from localcascade.tui.screens.practice import PracticeScreen
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.transcript import Transcript
 from tests.localcascade.scripted_engine import ScriptedEngine, ScriptedSource, end
-from tests.localcascade.shelves import wait_for_rows, wait_until
+from tests.localcascade.shelves import settle, wait_for_rows, wait_until
 
 SIZES = ((60, 16), (100, 30), (140, 44))
 COMPARE = Callable[..., bool]
@@ -65,11 +65,6 @@ def open_lesson(
     opening = Opening(conversation, "nemotron-cascade-2", engine, "Homework")
     preferences = Preferences(theme, manner=Manner(tutor=load_tutor()), checks=True)
     return ChatApp(ScriptedSource(engine), opening, preferences, topic=topic)
-
-
-async def settle(pilot: Pilot[Any]) -> None:
-    for _ in range(6):
-        await pilot.pause(0.02)
 
 
 async def await_checks(pilot: Pilot[Any]) -> None:

@@ -24,7 +24,7 @@ from localcascade.tui.screens.sessions import SessionScreen, draw_row, write_age
 from localcascade.tui.widgets.composer import Composer
 from localcascade.tui.widgets.transcript import Transcript
 from tests.localcascade.scripted_engine import ScriptedEngine, end, think_and_say
-from tests.localcascade.shelves import Stage, name_size, wait_until
+from tests.localcascade.shelves import Stage, name_size, wait_for_commands, wait_until
 
 NOW_S = 1_800_000_000.0
 ENTRIES = (
@@ -358,7 +358,7 @@ async def test_the_palette_offers_it(history: History) -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("ctrl+p")
         await pilot.press(*"Conversations")
-        await pilot.pause(0.5)
+        await wait_for_commands(pilot)
         await pilot.press("down", "enter")
         await wait_until(pilot, lambda: isinstance(app.screen, SessionScreen))
 

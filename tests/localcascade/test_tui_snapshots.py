@@ -15,10 +15,9 @@ from localcascade.prompt.events import Delta, PromptProgress
 from localcascade.settings import THEMES
 from localcascade.tui import speaker
 from localcascade.tui.widgets.composer import Composer
-from localcascade.tui.widgets.gauge import Gauge
 from tests.localcascade.chat_scene import SCENE
 from tests.localcascade.scripted_engine import ScriptedEngine, end, open_chat
-from tests.localcascade.shelves import wait_until
+from tests.localcascade.shelves import settle
 
 SIZES = ((60, 16), (100, 30), (140, 44))
 COMPARE = Callable[..., bool]
@@ -30,15 +29,6 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     monkeypatch.setattr(speaker, "measure_children", lambda: 0)
     monkeypatch.setattr(Composer, "cursor_blink", False)
-
-
-async def settle(pilot: Pilot[Any]) -> None:
-    """Wait until the model is loaded and nothing moves, however busy the machine is."""
-    await wait_until(
-        pilot, lambda: "loading" not in pilot.app.screen.query_one(Gauge).readings.state
-    )
-    for _ in range(6):
-        await pilot.pause(0.02)
 
 
 @pytest.mark.parametrize("theme", THEMES)
