@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,14 +133,15 @@ def test_a_checkpoint_is_fetched_and_the_next_step_told(hub: Hub, home: Path) ->
     assert hub.count_bytes() == n_bytes
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_fetch_that_hangs_can_be_ended_and_goes_on_later(hub: Hub, home: Path) -> None:
-    shelf, is_cancelled = LocalShelf(), threading.Event()
+    shelf = LocalShelf()
     hub.faults.append(Fault("stall", "*.safetensors", n_times=-1))
     offer = find_offer("small")
-    threading.Timer(1.0, is_cancelled.set).start()
     with pytest.raises(Cancelled):
-        shelf.fetch(offer, lambda _transfer: None, is_cancelled.is_set)
+        shelf.fetch(
+            offer, lambda _transfer: None, lambda: any(s.fault and s.n_bytes for s in hub.served)
+        )
     assert find_offer("small").download_bytes
     hub.faults.clear()
     assert shelf.fetch(offer, lambda _transfer: None, lambda: False)

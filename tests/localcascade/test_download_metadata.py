@@ -17,7 +17,7 @@ from localcascade.download.patience import Patience
 from localcascade.errors import DownloadError
 from tests.hub import Hub, git_sha1, serve_hub, sha256
 
-HASTY = Patience(connect_s=5, first_wait_s=0.001, longest_wait_s=0.01)
+HASTY = Patience(connect_s=120, first_wait_s=0.001, longest_wait_s=0.01)
 FILES = {"config.json": b"{}", "model.safetensors": os.urandom(5000), "sub/a b%.txt": b"text"}
 
 

@@ -23,7 +23,7 @@ from localcascade.download.transfer import FILES_NAME, JOURNAL_NAME, Layout, fet
 from localcascade.errors import DownloadError, UnsafeName
 from tests.hub import Fault, Hub, serve_hub
 
-HASTY = Patience(connect_s=5, read_s=10, n_retries=2, first_wait_s=0.001, longest_wait_s=0.01)
+HASTY = Patience(connect_s=120, read_s=120, n_retries=2, first_wait_s=0.001, longest_wait_s=0.01)
 LAYOUT = Layout(piece_bytes=4096, n_connections=3, verify_bytes=8192)
 FILES = {
     "config.json": b'{"a": 1}',
