@@ -191,11 +191,9 @@ def is_used(idea: str) -> bool:
 
 
 def switch(idea: str) -> Transforms:
-    """All changes that are made by default; if one is an idea's, without it, or with it if it is not
-    made by default."""
-    return replace(
-        Transforms(), **({SWITCHES[idea]: not is_used(idea)} if idea in SWITCHES else {})
-    )
+    """The changes that are made by default, but for an idea's: that one is made if it is not."""
+    changed = {SWITCHES[idea]: not is_used(idea)} if idea in SWITCHES else {}
+    return replace(Transforms(), **changed)
 
 
 def write_chats(path: Path, seed: int, n_chats: int = N_CHATS) -> Path:

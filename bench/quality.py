@@ -86,8 +86,8 @@ class Ablation:
         return self._make("", self.side)
 
     def leave_out(self, idea: str) -> Row:
-        """Make and measure a file without an idea, token by token beside the one with it; of what is
-        not used, with it."""
+        """Make and measure a file without an idea, or with one that is not used, token by token
+        beside the one as ever."""
         side = name_change(self.side, idea)
         try:
             row, scores = self._make(idea, side)

@@ -51,8 +51,8 @@ class Transforms:
     deal_neurons: bool = True
     """Give every scale group of `down` its share of the important neurons."""
     scale_norms: bool = False
-    """Move factors between a norm's weight and the matrices behind it. Off, for it helps some types by
-    2 % and costs others as much."""
+    """Move factors between a norm's weight and the matrices behind it. Off: it helps some types by
+    2 %, and costs others as much."""
     scale_experts: bool = True
     """Give each NVFP4 expert a factor of its own, beside the file's small scales."""
     refit: bool = True
