@@ -126,7 +126,7 @@ class Bench:
                 stack.enter_context(mock.patch(target, value))
             found = self._choose(limit_bytes, without, weights)
             importance = None if without == "importance" else self.importance
-            return self.write_file(found, switch(without), importance), found
+            return self.write_file(found, switch_off(without), importance), found
 
     def write_file(
         self, found: Allocation, transforms: Transforms, importance: Importance | None
@@ -185,15 +185,9 @@ class Bench:
                 )
 
 
-def is_used(idea: str) -> bool:
-    """Tell whether an idea is part of what is made by default."""
-    return bool(getattr(Transforms(), SWITCHES.get(idea, ""), True))
-
-
-def switch(idea: str) -> Transforms:
-    """The changes that are made by default, but for an idea's: that one is made if it is not."""
-    changed = {SWITCHES[idea]: not is_used(idea)} if idea in SWITCHES else {}
-    return replace(Transforms(), **changed)
+def switch_off(idea: str) -> Transforms:
+    """All changes but the one that is an idea's, if that is one of them."""
+    return replace(Transforms(), **({SWITCHES[idea]: False} if idea in SWITCHES else {}))
 
 
 def write_chats(path: Path, seed: int, n_chats: int = N_CHATS) -> Path:

@@ -28,16 +28,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from calibrated_model import (
-    KNOWLEDGE,
-    PATCHES,
-    SCARCE,
-    SWITCHES,
-    Bench,
-    is_used,
-    open_bench,
-    switch,
-)
+from calibrated_model import KNOWLEDGE, PATCHES, SCARCE, SWITCHES, Bench, open_bench, switch_off
 from stock_quantizer import StockQuantizer
 
 from localcascade.cli.validation import HEAVIER, PARTS
@@ -86,9 +77,8 @@ class Ablation:
         return self._make("", self.side)
 
     def leave_out(self, idea: str) -> Row:
-        """Make and measure a file without an idea, or with one that is not used, token by token
-        beside the one as ever."""
-        side = name_change(self.side, idea)
+        """Make and measure a file without an idea, token by token beside the one with it."""
+        side = f"{self.side} without {idea}"
         try:
             row, scores = self._make(idea, side)
         except QuantizeError as error:
@@ -120,11 +110,6 @@ class Ablation:
     @property
     def _size(self) -> Row:
         return {"bits": self.bits, "limit_bytes": self._limit}
-
-
-def name_change(side: str, idea: str) -> str:
-    """Name what a file is without an idea, or with one that is not used otherwise."""
-    return f"{side} {'without' if is_used(idea) else 'with'} {idea}" if idea else side
 
 
 def describe_file(side: str, path: Path, scores: TokenScores, found: Allocation) -> Row:
@@ -194,9 +179,9 @@ def measure_recipe(
     found = estimate(bench.draft, make_costs(bench.sensitivity, bench.importance, {}), choices)
     base = None
     for idea in ("", *ideas):
-        path = bench.write_file(found, switch(idea), bench.importance)
+        path = bench.write_file(found, switch_off(idea), bench.importance)
         scores = bench.judge.score(path)
-        row = describe_file(name_change(side, idea), path, scores, found)
+        row = describe_file(side + f" without {idea}" * bool(idea), path, scores, found)
         yield row | (compare_scores(scores, base) if base else {})
         base = base or scores
 

@@ -50,9 +50,8 @@ class Transforms:
     """Move factors across relu squared, so that the columns of `down` encode better."""
     deal_neurons: bool = True
     """Give every scale group of `down` its share of the important neurons."""
-    scale_norms: bool = False
-    """Move factors between a norm's weight and the matrices behind it. Off: it helps some types by
-    2 %, and costs others as much."""
+    scale_norms: bool = True
+    """Move factors between a norm's weight and the matrices behind it."""
     scale_experts: bool = True
     """Give each NVFP4 expert a factor of its own, beside the file's small scales."""
     refit: bool = True

@@ -285,7 +285,7 @@ def test_a_reader_that_leaves_is_no_failure(models: Path) -> None:
     assert process.stdout.readline() == b"line 0\n"
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert (models / "engine-closed").exists()
 
 
@@ -295,7 +295,7 @@ def test_characters_that_a_terminal_does_not_know_become_question_marks(models: 
         "run", f"{models}/plain.gguf", "hi",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
     )  # fmt: skip
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, b"Forty-two\n\nand ?\n")
 
 

@@ -53,7 +53,7 @@ class Serving:
     def interrupt(self) -> tuple[int, str]:
         """Press Ctrl-C; the exit code and all of stderr."""
         self.process.send_signal(signal.SIGINT)
-        _, err = self.process.communicate(timeout=30)
+        _, err = self.process.communicate(timeout=120)
         return self.process.returncode, err
 
 
@@ -111,12 +111,12 @@ def test_ctrl_c_does_not_wait_for_an_answer(home: Path) -> None:
     with start(str(path), "--ctx", "65536", "--threads", "1") as serving:
         body = {"messages": [{"role": "user", "content": "Hello!"}], "stream": True}
         url = f"{serving.url}/chat/completions"
-        with httpx2.stream("POST", url, json=body, trust_env=False, timeout=30) as answer:
+        with httpx2.stream("POST", url, json=body, trust_env=False, timeout=120) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ")
             serving.process.send_signal(signal.SIGINT)
             last = [line for line in lines if line][-1]
-        _, err = serving.process.communicate(timeout=30)
+        _, err = serving.process.communicate(timeout=120)
         assert serving.process.returncode == 130
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
     assert "Traceback" not in err and "error" not in err
@@ -172,7 +172,7 @@ def test_an_open_door_is_warned_of(home: Path, tiny: Path) -> None:
         _, err = serving.interrupt()
     assert "note: there is no key" in err
     with start(str(tiny), "--ctx", "256", "--host", "0.0.0.0", LOCALCASCADE_API_KEY=KEY) as serving:
-        answer = httpx2.get(f"{serving.url}/models", trust_env=False)
+        answer = httpx2.get(f"{serving.url}/models", trust_env=False, timeout=120)
         assert answer.status_code == 401
         _, err = serving.interrupt()
     assert "note:" not in err and "Authorization: Bearer KEY" in err and KEY not in err

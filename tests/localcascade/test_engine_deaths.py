@@ -84,6 +84,7 @@ def test_the_asynchronous_twin_hears_of_a_death_too(mortal: Engine) -> None:
 def test_after_three_deaths_in_a_minute_it_says_so_and_stops(
     mortal: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(client_module, "DEATH_WINDOW_S", 3600)  # to die takes a busy machine longer
     n_files, errors = psutil.Process().num_fds(), []
     for _ in range(3):
         worker = find_new_worker(mortal.load)
@@ -95,7 +96,7 @@ def test_after_three_deaths_in_a_minute_it_says_so_and_stops(
     assert isinstance(error, EngineDied)
     assert "3 times within a minute" in error.message
     assert find_workers() == before
-    later = time.monotonic() + 61
+    later = time.monotonic() + 3601
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert mortal.tokenize("the") == [257]
 

@@ -105,11 +105,11 @@ def test_no_worker_outlives_a_killed_client(path: Path) -> None:
 
 def test_no_worker_outlives_a_client_whose_fork_holds_the_socket(path: Path) -> None:
     script = """
-import os, time
+import os, signal
 engine.load()
 if os.fork() != 0:
     print("on", flush=True)
-time.sleep(60)
+signal.pause()
 """
     with start_client(path, script, start_new_session=True) as client:
         assert client.stdout is not None

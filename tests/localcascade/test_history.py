@@ -103,7 +103,7 @@ def test_a_stream_is_on_the_disk_before_it_ends(path: Path, history: History) ->
     session = history.create_session("s").id
     stream = history.begin(session, None)
     written = ""
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + 120
     while not query(path, "SELECT text FROM pieces") and time.monotonic() < until_s:
         stream.write(text="word ")
         written += "word "

@@ -17,8 +17,9 @@ import pytest
 
 from localcascade.cli.app import run_arguments
 from localcascade.history import History
+from tests.localcascade.asking import is_worker
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 PROGRAM = f"{shlex.quote(sys.executable)} -m localcascade"
 
 
@@ -49,9 +50,9 @@ class Terminal:
 
     @contextmanager
     def pause_engine(self) -> Iterator[None]:
-        """Hold the engine's process, the last one below the shell, as if it were very slow."""
+        """Hold the engine's process, which is below the shell, as if it were very slow."""
         shell = psutil.Process(int(self.run("display-message", "-p", "#{pane_pid}")))
-        (engine,) = (p for p in shell.children(recursive=True) if not p.children())
+        (engine,) = (p for p in shell.children(recursive=True) if is_worker(p))
         engine.suspend()
         try:
             yield
@@ -64,7 +65,7 @@ def open_terminal(folder: Path, command: str) -> Iterator[Terminal]:
     """A terminal of 90 by 24 that keeps the shell after the program has ended."""
     # A server of its own: one that is being killed still answers, and refuses.
     terminal = Terminal(Path(tempfile.mkdtemp(dir=folder)) / "tmux")
-    terminal.run("new-session", "-d", "-x", "90", "-y", "24", f"{command}; echo ended; sleep 99")
+    terminal.run("new-session", "-d", "-x", "90", "-y", "24", f"{command}; echo ended; cat")
     try:
         yield terminal
     finally:

@@ -87,23 +87,25 @@ def test_a_page_that_was_allowed_is_told_so_by_the_browsers_rules(served: Served
     headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST",
                "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
     url = f"{served.url}/chat/completions"
-    before = httpx2.options(url, headers=headers, trust_env=False)
+    before = httpx2.options(url, headers=headers, trust_env=False, timeout=120)
     assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, PAGE)
     body = {"messages": [{"role": "user", "content": "hi"}]}
-    after = httpx2.post(url, json=body, headers={"Origin": PAGE}, trust_env=False)
+    after = httpx2.post(url, json=body, headers={"Origin": PAGE}, trust_env=False, timeout=120)
     assert (after.status_code, after.headers["access-control-allow-origin"]) == (200, PAGE)
 
 
 def test_a_page_that_was_not_is_refused_before_its_body_is_read(served: Served) -> None:
     headers = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
     url = f"{served.url}/chat/completions"
-    answer = httpx2.post(url, content=b"{", headers=headers, trust_env=False)
+    answer = httpx2.post(url, content=b"{", headers=headers, trust_env=False, timeout=120)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden_origin")
     assert "access-control-allow-origin" not in answer.headers
 
 
 def test_a_name_that_was_made_to_point_here_is_refused(served: Served) -> None:
-    answer = httpx2.get(f"{served.url}/models", headers={"Host": "evil.example"}, trust_env=False)
+    answer = httpx2.get(
+        f"{served.url}/models", headers={"Host": "evil.example"}, trust_env=False, timeout=120
+    )
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden_host")
 
 

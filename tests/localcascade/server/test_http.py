@@ -50,7 +50,7 @@ def connect(served: Served) -> socket.socket:
 def post(served: Served, body: Any, **headers: str) -> httpx2.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     url = f"{served.url}/chat/completions"
-    return httpx2.post(url, content=data, headers=headers, trust_env=False)
+    return httpx2.post(url, content=data, headers=headers, trust_env=False, timeout=120)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_models_and_health(served: Served) -> None:
     assert (model.id, model.object) == ("tiny", "model")
     assert models.retrieve("tiny") == model
     assert model.to_dict()["meta"] == {"n_ctx": 1000, "n_ctx_train": 4000, "n_vocab": 300}
-    health = httpx2.get(served.url.replace("/v1", "/health"), trust_env=False)
+    health = httpx2.get(served.url.replace("/v1", "/health"), trust_env=False, timeout=120)
     assert health.json() == {"status": "ok"}
 
 
@@ -127,7 +127,7 @@ def test_another_model_is_not_there(served: Served, engine: ScriptedEngine) -> N
 def test_paths_and_methods_that_are_none(
     served: Served, method: str, path: str, status: int, words: str
 ) -> None:
-    answer = httpx2.request(method, served.url.replace("/v1", path), trust_env=False)
+    answer = httpx2.request(method, served.url.replace("/v1", path), trust_env=False, timeout=120)
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"]
     assert (status == 405) == ("allow" in answer.headers)
@@ -169,7 +169,9 @@ def test_a_body_that_is_too_long_is_not_read(
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
     monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 100)
     pieces = iter([b" " * 60] * 3)
-    answer = httpx2.post(f"{served.url}/chat/completions", content=pieces, trust_env=False)
+    answer = httpx2.post(
+        f"{served.url}/chat/completions", content=pieces, trust_env=False, timeout=120
+    )
     assert answer.status_code == 413, "also where the length is not told ahead"
 
 
@@ -301,10 +303,12 @@ def test_two_streams_at_once(served: Served, engine: ScriptedEngine) -> None:
     assert engine.n_running == 1
     wish = {"id": first.id, "action": "reasoning_end", "model": "tiny"}
     control = f"{served.url}/chat/completions/control"
-    assert httpx2.post(control, json=wish, trust_env=False).json() == {"success": True}
+    assert httpx2.post(control, json=wish, trust_env=False, timeout=120).json() == {"success": True}
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "on It is 4."
-    wait_until(lambda: httpx2.post(control, json=wish, trust_env=False).status_code == 404)
-    gone = httpx2.post(control, json=wish, trust_env=False)
+    wait_until(
+        lambda: httpx2.post(control, json=wish, trust_env=False, timeout=120).status_code == 404
+    )
+    gone = httpx2.post(control, json=wish, trust_env=False, timeout=120)
     assert gone.json()["error"]["param"] == "id"
 
 
@@ -315,7 +319,7 @@ def test_a_silent_stream_gives_signs_of_life(
     engine.script = [None, *say()]
     with serve(engine) as served, httpx2.stream(
         "POST", f"{served.url}/chat/completions", json={"messages": HELLO, "stream": True},
-        trust_env=False,
+        trust_env=False, timeout=120,
     ) as answer:  # fmt: skip
         lines = answer.iter_lines()
         heard = [next(lines)]
@@ -372,7 +376,7 @@ def locked(engine: ScriptedEngine) -> Iterator[Served]:
 def test_a_wrong_key_is_refused(locked: Served, engine: ScriptedEngine, given: str) -> None:
     headers = {"Authorization": f"Bearer {given}".encode()} if given else {}
     for path in ("/models", "/nothing"):
-        answer = httpx2.get(f"{locked.url}{path}", headers=headers, trust_env=False)  # type: ignore[arg-type]
+        answer = httpx2.get(f"{locked.url}{path}", headers=headers, trust_env=False, timeout=120)  # type: ignore[arg-type]
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
         assert KEY not in answer.text
     assert engine.requests == []
@@ -383,7 +387,7 @@ def test_the_right_key_opens(locked: Served) -> None:
         locked.connect("wrong").models.list()
     client = locked.connect(KEY)
     assert client.chat.completions.create(model="tiny", messages=HELLO).choices
-    health = httpx2.get(locked.url.replace("/v1", "/health"), trust_env=False)
+    health = httpx2.get(locked.url.replace("/v1", "/health"), trust_env=False, timeout=120)
     assert health.status_code == 200, "whether it lives may be known to all"
 
 
