@@ -93,7 +93,7 @@ def calibrate(
     --probe disturbs one matrix after another and measures how far the predictions move.
 
     \b
-    localcascade calibrate nc2-q8_0.gguf -o nc2.imatrix.gguf --moments nc2.moments.gguf
+    localcascade calibrate nc2-q8_0.gguf -o nc2.imx.gguf --moments nc2.mom.gguf
     localcascade calibrate nc2-q8_0.gguf --moments part.moments.gguf --layers 1-5
     localcascade calibrate tiny -o tiny.imatrix.gguf --probe tiny.sens.toml
     localcascade calibrate tiny -o i.gguf --json | jq .experts_empty
