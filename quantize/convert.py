@@ -33,6 +33,9 @@ from quantize.transform import NONE, SecondMoments, Transforms
 from quantize.unit import Unit, cut_units
 from quantize.work import OnProgress, Work
 
+MOST_FEEDBACK_THREADS = 16
+"""With feedback each one holds 0.2 GB; with so many a conversion stays within 4 GiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -87,7 +90,7 @@ def quantize_checkpoint(
         metadata: What else the file is to say.
         name: The model's name in the file; None takes the folder's.
         shards: Where the weights come from, closed at the end; None reads files of the folder.
-        n_threads: None takes one a core.
+        n_threads: None takes one a core; with moments at most MOST_FEEDBACK_THREADS.
         on_progress: Called from this thread with (stage, bytes done, bytes in all).
 
     Raises:
@@ -158,7 +161,7 @@ def execute_recipe(
     with open_part(output, plan.file_bytes, _identify(checkpoint, recipe, plan)) as part:
         part.write(plan.header, 0)
         work = Work(checkpoint, recipe, units, part)
-        checksums = work.run(n_threads or _count_cores(), on_progress)
+        checksums = work.run(n_threads or _count_threads(recipe), on_progress)
         stacks = count_experts(tensor.spec for tensor in recipe.tensors)
         known = fill_errors(recipe.metadata, stacks, work.list_errors())
         plan = plan_file(known, infos)  # as large as before: only NaN became numbers
@@ -222,8 +225,10 @@ def _verify(
             on_progress("verify", done, total)
 
 
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _count_threads(recipe: Recipe) -> int:
+    has_affinity = hasattr(os, "sched_getaffinity")
+    n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return n_cores if recipe.moments is None else min(n_cores, MOST_FEEDBACK_THREADS)
 
 
 def _measure_peak_rss_bytes() -> int:
