@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FILE_NAME = "settings.toml"
 THEMES = ("cascade-dark", "cascade-light", "cascade-contrast")
 """Names that the chat can draw; the first is the default."""
+CHAT_OUTPUTS = 64
+"""Tokens of a batch whose logits a chat may need: of each sequence one, and a few drafted ones.
+One takes 0.5 MiB where there are 131,072 tokens. Here, for the chat starts without the plan."""
 
 _STRICT: ConfigDict = {"extra": "forbid", "strict": True}
 _KEYS = re.compile(r"(?:[a-z0-9_]+\+)*[a-z0-9_]+(?:,(?:[a-z0-9_]+\+)*[a-z0-9_]+)*")

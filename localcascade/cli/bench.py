@@ -146,7 +146,7 @@ def measure(
     """
     from localcascade.cli.progress import draw_counts
     from localcascade.engine.client import Engine
-    from localcascade.fit import CHAT_OUTPUTS
+    from localcascade.settings import CHAT_OUTPUTS
 
     n_ctx = max(test.depth + test.n_tokens for test in tests)
     n_runs = sum(test.n_repetitions for test in tests) * len(batches)

@@ -161,7 +161,7 @@ class Openings(Closing):
             name = None if identity.name == FIRST_MODEL else identity.name
             return make_remote_engine(source.remote, source.remote_key, name)
         from localcascade.engine.client import Engine
-        from localcascade.fit import CHAT_OUTPUTS
+        from localcascade.settings import CHAT_OUTPUTS
 
         return Engine(
             Path(identity.file),

@@ -144,7 +144,7 @@ def open_engine(path: Path, screen: Screen, **options: Any) -> Engine:
         CascadeError: It cannot be loaded.
     """
     from localcascade.engine.client import Engine
-    from localcascade.fit import CHAT_OUTPUTS
+    from localcascade.settings import CHAT_OUTPUTS
 
     engine = Engine(path, **{"n_outputs": CHAT_OUTPUTS, **options})
     try:

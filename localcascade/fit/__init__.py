@@ -1,7 +1,6 @@
 """The memory plan: what a model takes, what of it goes where, what would fit. Pure arithmetic."""
 
 from localcascade.fit.memory import (
-    CHAT_OUTPUTS,
     KV_TYPES,
     ContextMemory,
     ContextOptions,
@@ -27,7 +26,6 @@ from localcascade.fit.shape import (
 )
 
 __all__ = [
-    "CHAT_OUTPUTS",
     "CHECKPOINT_BUDGETS_BYTES",
     "DEFAULT_N_CTX",
     "KV_TYPES",

@@ -13,6 +13,7 @@ from typing import Literal
 from localcascade.fit.allocator import measure_graph
 from localcascade.fit.graph import Batch, build_graph
 from localcascade.fit.shape import ModelShape
+from localcascade.settings import CHAT_OUTPUTS
 from quantize.families.nemotron_h import ATTENTION, MAMBA
 from quantize.gguf import TYPES, BlockType
 
@@ -20,9 +21,6 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 KV_TYPES: tuple[KVType, ...] = ("f16", "q8_0", "q4_0")
 """From the dearest to the cheapest."""
 N_BATCH = 512
-CHAT_OUTPUTS = 64
-"""Tokens of a batch whose logits a chat may need: of each sequence one, and a few drafted ones.
-One takes 0.5 MiB where there are 131,072 tokens."""
 MARGIN_BYTES = 256 << 20
 """Of main memory that stays free, for the program itself and what the system does beside it."""
 DEVICE_MARGIN_BYTES = 512 << 20

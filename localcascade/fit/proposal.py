@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from localcascade.errors import OutOfBudget
-from localcascade.fit.memory import CHAT_OUTPUTS, N_BATCH, ContextOptions
+from localcascade.fit.memory import N_BATCH, ContextOptions
 from localcascade.fit.placement import Device, DeviceUse, Placement
+from localcascade.settings import CHAT_OUTPUTS
 
 CHECKPOINT_BUDGETS_BYTES = (1 << 30, 256 << 20, 0)
 """What is tried in turn for saved states: a model is worth more than the way back."""

@@ -17,8 +17,9 @@ from localcascade.cli.memory_bars import PARTS, split_bar
 from localcascade.cli.plan import choose_preset, find_machine, find_shape
 from localcascade.engine.planning import make_wishes
 from localcascade.engine.wire import LoadOptions
-from localcascade.fit import CHAT_OUTPUTS, Device, DeviceUse, Machine, describe_plan, plan
+from localcascade.fit import Device, DeviceUse, Machine, describe_plan, plan
 from localcascade.hardware import Memory, MemoryHolder
+from localcascade.settings import CHAT_OUTPUTS
 from localcascade.store import list_parts
 from tests.localcascade.reserved import TINY, write_header
 

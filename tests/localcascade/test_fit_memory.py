@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from localcascade.fit import (
-    CHAT_OUTPUTS,
     ContextOptions,
     measure_context,
     non_weight_bytes,
     read_file_shape,
 )
 from localcascade.fit.shape import make_config_shape
+from localcascade.settings import CHAT_OUTPUTS
 from quantize.gguf import open_gguf
 from tests.localcascade import reserved
 from tests.localcascade.reserved import GEOMETRIES, MIB, TINY, WIDTHS, read_reserved, write_header

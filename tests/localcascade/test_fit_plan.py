@@ -11,7 +11,6 @@ import pytest
 
 from localcascade.errors import ModelFileError, OutOfBudget
 from localcascade.fit import (
-    CHAT_OUTPUTS,
     ContextOptions,
     Device,
     Machine,
@@ -26,6 +25,7 @@ from localcascade.fit import (
 )
 from localcascade.fit.placement import deal_layers
 from localcascade.fit.shape import make_spec_shape
+from localcascade.settings import CHAT_OUTPUTS
 from quantize.families import Config
 from quantize.families.nemotron_h import describe_nemotron_h
 from tests.localcascade.reserved import CASCADE_2, GEOMETRIES, TINY

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from localcascade.tui.app import ChatApp
 from localcascade.tui.curtain import draw_frame, show_curtain
 from localcascade.tui.opening import Opening
 from localcascade.tui.palettes import PALETTES
+from tests.localcascade.reserved import TINY, write_header
 from tests.localcascade.scripted_engine import ScriptedEngine, ScriptedSource
 
 _STEP = re.compile(r"\x1b\[(?:(\d+);(\d+)H|2J|[\d;]+m)|([^\x1b]+)")
@@ -97,4 +99,17 @@ def test_the_frame_needs_no_textual() -> None:
         "print(sorted({'textual', 'pydantic', 'markdown_it', 'llama_cpp'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_conversation_begins_without_numpy(home: Path) -> None:
+    """Nor the plan, which needs it: all that stands between the command and the frame."""
+    model = write_header(home / "m.gguf", TINY)
+    code = (
+        "import sys; from localcascade.cli.opening import Openings, Source\n"
+        "with Openings.open(Source()) as openings: openings.begin(sys.argv[1])\n"
+        "print(sorted({'numpy', 'llama_cpp', 'localcascade.fit'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
