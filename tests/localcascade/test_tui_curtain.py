@@ -106,7 +106,8 @@ def test_a_conversation_begins_without_numpy(home: Path) -> None:
     """Nor the plan, which needs it: all that stands between the command and the frame."""
     model = write_header(home / "m.gguf", TINY)
     code = (
-        "import sys; from localcascade.cli.opening import Openings, Source\n"
+        "import sys; from localcascade.cli.loading import Source\n"
+        "from localcascade.cli.opening import Openings\n"
         "with Openings.open(Source()) as openings: openings.begin(sys.argv[1])\n"
         "print(sorted({'numpy', 'llama_cpp', 'localcascade.fit'} & sys.modules.keys()))"
     )
